@@ -1,0 +1,1 @@
+"""May this call start, and what did we learn from it: circuits and limits shared by a whole fleet."""

@@ -1,0 +1,337 @@
+"""The tables. SQL is the truth: whatever Redis forgets can be rebuilt from here.
+
+Times are aware UTC datetimes in Python, `timestamptz` in PostgreSQL and sortable text in SQLite.
+Decimals stay exact: NUMERIC in PostgreSQL, text in SQLite.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime; a naive one is a mistake and raises ValueError."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times; SQLite, which has no zone, gets UTC without one."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give what SQLite stored its zone back."""
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ExactDecimal(TypeDecorator[Decimal]):
+    """A Decimal that keeps every digit: SQLite's own NUMERIC is a binary float."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text in SQLite, NUMERIC elsewhere."""
+        return dialect.type_descriptor(String(64) if dialect.name == "sqlite" else Numeric())
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        """Plain digits, never an exponent, so that equal texts are equal numbers."""
+        return format(value, "f") if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """The same digits back."""
+        del dialect
+        return None if value is None else Decimal(value)
+
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+Id = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself in SQLite
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("collector", String(100), nullable=False),
+    Column("endpoints", Json, nullable=False),
+    Column("kind", String(20), nullable=False),  # scheduled | adhoc | backfill
+    Column("lane", String(20), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("on_open", String(10), nullable=False),  # skip | park
+    Column("state", String(20), nullable=False),  # planning | open | paused | done
+    Column("outcome", String(20)),
+    Column("reason", Text),
+    Column("schedule", String(200)),
+    Column("slot_at", UtcDateTime),
+    Column("symbols", Json),  # None: the endpoint's own
+    Column("start_at", UtcDateTime),
+    Column("end_at", UtcDateTime),
+    Column("requested_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("deadline_at", UtcDateTime, nullable=False),
+    Column("planner", String(200)),
+    Column("planned_at", UtcDateTime),
+    Column("waves", Integer, nullable=False, default=0, server_default="0"),
+    UniqueConstraint("schedule", "slot_at"),
+)
+Index("ix_runs_state", runs.c.state)
+Index("ix_runs_collector", runs.c.collector, runs.c.id)
+
+units = Table(
+    "units",
+    metadata,
+    Column("run", Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("endpoint", String(200), nullable=False),  # collector.endpoint
+    Column("symbol", String(200), nullable=False),
+    Column("start_at", UtcDateTime),
+    Column("end_at", UtcDateTime),
+    Column("cursor", Text),
+    Column("state", String(10), nullable=False),  # waiting | sent | running | done
+    Column("not_before", UtcDateTime, nullable=False),
+    Column("outcome", String(20)),
+    Column("reason", String(100)),
+    Column("error", Json),
+    Column("attempts", Integer, nullable=False, server_default="0"),  # failed real calls: decides giving up
+    Column("deliveries", Integer, nullable=False, server_default="0"),  # claims without progress: detects poison
+    Column("throttles", Integer, nullable=False, server_default="0"),  # 429s in a row
+    Column("token", Integer, nullable=False, server_default="0"),  # fence: whoever holds the newest may write
+    Column("worker", String(200)),
+    Column("claimed_at", UtcDateTime),
+    Column("wave", Integer),
+    Column("sent_at", UtcDateTime),
+    Column("expected_at", UtcDateTime),  # when a sent message is expected to be claimed
+    Column("resent", Integer, nullable=False, server_default="0"),
+    Column("alone", Boolean, nullable=False, default=False, server_default="0"),
+    Column("ticket", String(64)),  # a reserved place in a limit
+    Column("parked_on", String(200)),  # the circuit that has to close first
+    Column("checkpoint", Json),
+    Column("calls", Integer, nullable=False, server_default="0"),
+    Column("retries", Integer, nullable=False, server_default="0"),
+    Column("waits", Integer, nullable=False, server_default="0"),
+    Column("waited_s", Float, nullable=False, server_default="0"),
+    Column("records", Integer, nullable=False, server_default="0"),
+    Column("rate_limited", Boolean, nullable=False, default=False, server_default="0"),
+    Column("finished_at", UtcDateTime),
+    PrimaryKeyConstraint("run", "n"),
+)
+Index("ix_units_due", units.c.run, units.c.state, units.c.not_before)
+Index(
+    "ix_units_open",
+    units.c.state,
+    units.c.endpoint,
+    sqlite_where=units.c.state != "done",
+    postgresql_where=units.c.state != "done",
+)
+
+waves = Table(
+    "waves",
+    metadata,
+    Column("run", Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("chord", String(64), nullable=False),
+    Column("units", Integer, nullable=False),
+    Column("launched_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("totals", Json),  # the chord's folded outcomes
+    Column("differs", Boolean),  # whether they differ from SQL; SQL wins
+    PrimaryKeyConstraint("run", "n"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("run", Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("collector_name", String(100), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime, nullable=False),
+    Column("total_items", Integer, nullable=False),
+    Column("successful_items", Integer, nullable=False),
+    Column("failed_items", Integer, nullable=False),
+    Column("errors", Json, nullable=False),
+    Column("rate_limited", Boolean, nullable=False),
+    Column("circuit_broken", Boolean, nullable=False),
+    Column("outcome", String(20), nullable=False),
+    Column("records", BigInteger, nullable=False),
+    Column("units_by_outcome", Json, nullable=False),
+    Column("by_endpoint", Json, nullable=False),
+    Column("failed_symbols", Json, nullable=False),
+    Column("calls", BigInteger, nullable=False),
+    Column("retries", BigInteger, nullable=False),
+    Column("waits", BigInteger, nullable=False),
+    Column("waited_s", Float, nullable=False),
+    Column("resent", BigInteger, nullable=False),
+    Column("weight", Float, nullable=False),
+)
+
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("endpoint", String(200), nullable=False),
+    Column("symbol", String(200), nullable=False),
+    Column("value", Text, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("endpoint", "symbol"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", String(200), primary_key=True),  # collector.endpoint
+    Column("collector", String(100), nullable=False),
+    Column("endpoint", String(100), nullable=False),
+    Column("every_s", Integer, nullable=False),
+    Column("catch_up", String(10), nullable=False),  # none | latest | all
+    Column("overlap", String(10), nullable=False),  # skip | queue | replace
+    Column("enabled", Boolean, nullable=False),
+    Column("last_slot_at", UtcDateTime),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(200), primary_key=True),
+    Column("kind", String(20), nullable=False),  # units | ctl | alone | reconcile
+    Column("host", String(200), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("beat_at", UtcDateTime, nullable=False),
+    Column("stopped_at", UtcDateTime),
+)
+
+overrides = Table(
+    "overrides",
+    metadata,
+    Column("circuit", String(200), primary_key=True),
+    Column("state", String(20), nullable=False),  # forced_open | disabled
+    Column("actor", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since_at", UtcDateTime, nullable=False),
+    Column("until_at", UtcDateTime),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("name", String(200), nullable=False),
+    Column("period_start_at", UtcDateTime, nullable=False),
+    Column("spent", Float, nullable=False),
+    PrimaryKeyConstraint("name", "period_start_at"),
+)
+
+bans = Table(
+    "bans",
+    metadata,
+    Column("name", String(200), primary_key=True),  # the limit key whose gate is closed
+    Column("api", String(100), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since_at", UtcDateTime, nullable=False),
+    Column("until_at", UtcDateTime, nullable=False),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("api", String(100), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("token", Text),  # encrypted
+    Column("expires_at", UtcDateTime),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("updated_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("api", "name"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("run", Id),
+    Column("detail", Json, nullable=False),
+)
+Index("ix_events_at", events.c.at)
+
+ohlcv = Table(
+    "ohlcv",
+    metadata,
+    Column("source", String(100), nullable=False),
+    Column("symbol", String(50), nullable=False),
+    Column("interval", String(10), nullable=False),
+    Column("open_time", UtcDateTime, nullable=False),
+    Column("open", ExactDecimal, nullable=False),
+    Column("high", ExactDecimal, nullable=False),
+    Column("low", ExactDecimal, nullable=False),
+    Column("close", ExactDecimal, nullable=False),
+    Column("volume", ExactDecimal, nullable=False),
+    Column("trades", Integer),
+    PrimaryKeyConstraint("source", "symbol", "interval", "open_time"),
+)
+
+asana_tasks = Table(
+    "asana_tasks",
+    metadata,
+    Column("gid", String(50), nullable=False),
+    Column("project", String(50), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("completed", Boolean, nullable=False),
+    Column("assignee", String(50)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("modified_at", UtcDateTime, nullable=False),
+    Column("due_on", Date),
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("project", "gid"),  # a task may stand in several projects
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("source", String(100), nullable=False),
+    Column("endpoint", String(100), nullable=False),
+    Column("key", String(500), nullable=False),
+    Column("symbol", String(200), nullable=False),
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("source", "endpoint", "key"),
+)
