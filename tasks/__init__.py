@@ -1,0 +1,1 @@
+"""What is collected, how one unit runs, what is kept."""

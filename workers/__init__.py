@@ -1,0 +1,1 @@
+"""The processes: workers, beat, dashboard and command line."""
