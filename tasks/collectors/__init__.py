@@ -1,0 +1,34 @@
+"""Everything that a collector's declaration needs, from one place."""
+
+from resilience.policy import BreakerPolicy, Limit, RetryPolicy
+from tasks.collectors.auth import ApiKey, Basic, Bearer
+from tasks.collectors.fields import day, iso, ms, number, seconds
+from tasks.collectors.paging import Bars, Cursor, Single, Token
+from tasks.collectors.rules import Rule
+from tasks.collectors.spec import Api, Endpoint
+from tasks.collectors.values import Answer, Page, Request, Unit
+
+__all__ = [
+    "Answer",
+    "Api",
+    "ApiKey",
+    "Bars",
+    "Basic",
+    "Bearer",
+    "BreakerPolicy",
+    "Cursor",
+    "Endpoint",
+    "Limit",
+    "Page",
+    "Request",
+    "RetryPolicy",
+    "Rule",
+    "Single",
+    "Token",
+    "Unit",
+    "day",
+    "iso",
+    "ms",
+    "number",
+    "seconds",
+]

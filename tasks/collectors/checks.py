@@ -1,0 +1,167 @@
+"""What a declaration has to fulfil, checked where it is written: at import.
+
+Each check raises ConfigurationError with a sentence that names the endpoint and the field.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from string import Formatter
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import Table, UniqueConstraint
+
+from resilience.errors import ConfigurationError
+from resilience.policy import Limit
+from tasks.collectors.paging import Bars, Cursor, Paging
+from tasks.collectors.rows import FILLED_BY_STORE, kind_of
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,40}$")
+
+
+def name(text: str, what: str) -> None:
+    """Names become queue names, keys and column values: small letters, digits, underscores."""
+    if not isinstance(text, str) or not _NAME.match(text):
+        raise ConfigurationError(
+            f"{what} is called {text!r}; a name has small letters, digits and underscores only"
+        )
+
+
+def base_url(api: str, url: str) -> None:
+    """An http(s) address with a host, and neither credentials nor a query: secrets belong into `auth`."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except (ValueError, AttributeError, TypeError):
+        fine = False
+    if not fine or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"{api}: base_url has to look like 'https://api.example.com', without query or credentials"
+        )
+
+
+def placeholders(endpoint: str, path: str, params: Mapping[str, str], known: Iterable[str]) -> set[str]:
+    """The placeholders that path and params use. Raises for one that nothing fills."""
+    if not path.startswith("/"):
+        raise ConfigurationError(f"{endpoint}: path is {path!r}, but has to begin with '/'")
+    used: set[str] = set()
+    for field, template in (("path", path), *((f"params[{key!r}]", value) for key, value in params.items())):
+        found = _placeholders(endpoint, field, template)
+        if unknown := found - set(known):
+            allowed = ", ".join(f"{{{each}}}" for each in known)
+            raise ConfigurationError(f"{endpoint}: {field} uses {{{unknown.pop()}}}; it may use {allowed}")
+        used |= found
+    return used
+
+
+def _placeholders(endpoint: str, field: str, template: str) -> set[str]:
+    try:
+        parts = list(Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{endpoint}: {field} is {template!r}, which is no template: {error}"
+        ) from error
+    return {found for _, found, _, _ in parts if found is not None}
+
+
+def params(endpoint: str, declared: Mapping[str, str], page: Paging, cursor: Cursor | None) -> None:
+    """No parameter is set twice."""
+    for sent in (*page.sends(), *((cursor.param,) if cursor and cursor.param else ())):
+        if sent in declared:
+            raise ConfigurationError(
+                f"{endpoint}: params sets {sent!r}, which its paging or its cursor sets too"
+            )
+
+
+def key(endpoint: str, key: Sequence[str], table: Table | None) -> None:
+    """There is a key, and the table has its columns and keeps it unique: else an upsert doubles rows."""
+    if isinstance(key, str) or not key or not all(isinstance(each, str) for each in key):
+        raise ConfigurationError(
+            f"{endpoint}: key is missing; name the fields that identify a row, as in key=('gid',)"
+        )
+    if table is None:
+        return
+    for each in key:
+        if each not in table.columns:
+            raise ConfigurationError(
+                f"{endpoint}: key names {each!r}, but table {table.name} has no such column"
+            )
+    wanted = set(key) | ({FILLED_BY_STORE} & set(table.columns.keys()))
+    if wanted not in _unique_sets(table):
+        primary = ", ".join(c.name for c in table.primary_key if c.name != FILLED_BY_STORE)
+        raise ConfigurationError(
+            f"{endpoint}: key is ({', '.join(key)}), but table {table.name} keeps ({primary}) unique; "
+            "an upsert needs the two to be the same"
+        )
+
+
+def _unique_sets(table: Table) -> list[set[str]]:
+    uniques = [c for c in table.constraints if isinstance(c, UniqueConstraint)]
+    return [{c.name for c in each.columns} for each in (table.primary_key, *uniques)]
+
+
+def cursor(endpoint: str, cursor: Cursor | None, page: Paging, table: Table | None) -> None:
+    """The cursor's field is a column that holds times or text; bars always have one, a time."""
+    if cursor is None:
+        if isinstance(page, Bars):
+            raise ConfigurationError(
+                f"{endpoint}: cursor is missing; Bars needs the field that holds a bar's open time"
+            )
+        return
+    if table is None:
+        return
+    if cursor.field not in table.columns:
+        raise ConfigurationError(
+            f"{endpoint}: cursor names {cursor.field!r}, but table {table.name} has no such column"
+        )
+    kind = kind_of(table.columns[cursor.field])
+    if kind is not datetime and (isinstance(page, Bars) or cursor.lag or cursor.chunk):
+        raise ConfigurationError(
+            f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; lag, chunk and Bars need times"
+        )
+    if kind not in {datetime, str}:
+        raise ConfigurationError(
+            f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; only times and text sort as text"
+        )
+
+
+def weight(endpoint: str, weight: Any, weight_max: float | None, limits: Iterable[Limit]) -> float:
+    """The largest weight of a call. Raises where it is not known or more than a limit ever admits."""
+    most = weight if isinstance(weight, int | float) else weight_max
+    if most is None:
+        raise ConfigurationError(
+            f"{endpoint}: weight is a function; weight_max has to say what it gives at most"
+        )
+    if most <= 0:
+        raise ConfigurationError(f"{endpoint}: weight is {most}, but has to be more than 0")
+    for limit in limits:
+        if not limit.at_once and most > limit.amount:
+            raise ConfigurationError(
+                f"{endpoint}: weight is {most:g}, more than limit {limit.spec!r} ever admits"
+            )
+    return float(most)
+
+
+def parse(endpoint: str, function: Callable[..., Any]) -> None:
+    """The parse function takes a row and the unit."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise ConfigurationError(f"{endpoint}: the parse function has to take (row, unit)") from error
+
+
+def symbol(endpoint: str, text: Any, pattern: str | None) -> str:
+    """One symbol, as asked for or declared."""
+    if (
+        not isinstance(text, str)
+        or not text
+        or len(text) > 200
+        or not text.isprintable()
+        or text in {".", ".."}
+    ):
+        raise ConfigurationError(f"{endpoint}: {text!r} is no symbol; a symbol is a short printable text")
+    if pattern is not None and not re.fullmatch(pattern, text):
+        raise ConfigurationError(f"{endpoint}: {text!r} is no symbol of this API; a symbol matches {pattern}")
+    return text

@@ -1,0 +1,257 @@
+"""How to get from one page to the next.
+
+A paging is a frozen value: `first` gives the checkpoint to start from, `params` what to send there, and
+`following` where to go on, None being the end. An empty page is no end: only the API's word or the window's
+is.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol
+
+from resilience.errors import ConfigurationError
+from tasks.collectors.fields import duration, iso, to_iso, to_ms, to_seconds
+from tasks.collectors.values import Checkpoint, Unit
+
+TimeUnit = Literal["ms", "s", "iso"]
+
+_WRITE = {"ms": to_ms, "s": to_seconds, "iso": to_iso}
+_TICK = {"ms": timedelta(milliseconds=1), "s": timedelta(seconds=1), "iso": timedelta(seconds=1)}
+_DAY = timedelta(days=1)
+_WEEK = timedelta(weeks=1)
+_FIRST_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
+
+
+class Paging(Protocol):
+    """What an endpoint asks of its paging."""
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """Where the unit starts."""
+
+    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
+        """What to send for this page."""
+
+    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+        """Where the next page starts, None after the last. Raises ValueError or TypeError if none can tell."""
+
+    def sends(self) -> tuple[str, ...]:
+        """The names of the parameters that `params` sets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """Everything comes in one answer."""
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """There is only one place to start."""
+        del unit
+        return {}
+
+    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
+        """Nothing to say."""
+        del unit, checkpoint
+        return {}
+
+    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+        """There is no second page."""
+        del unit, checkpoint, body
+        return None
+
+    def sends(self) -> tuple[str, ...]:
+        """No parameter."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """Each answer names the next page by a token.
+
+    `param` carries it, `at` is where the answer holds it ("next_page.offset"); missing, null and "" mean the
+    end. The same token twice in a row raises ValueError instead of asking for ever.
+    """
+
+    param: str
+    at: str
+    size_param: str | None = None
+    size: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.param or not self.at:
+            raise ConfigurationError(
+                "Token needs `param`, which carries the token, and `at`, where the answer holds it"
+            )
+        if self.size < 1:
+            raise ConfigurationError(f"Token.size is {self.size}, but has to be at least 1")
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """The first page has no token."""
+        del unit
+        return {}
+
+    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
+        """The token, after the first page, and the size."""
+        del unit
+        sent = {self.size_param: str(self.size)} if self.size_param else {}
+        return sent | ({self.param: checkpoint["token"]} if "token" in checkpoint else {})
+
+    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+        """The token that the body names."""
+        del unit
+        token = lookup(body, self.at)
+        if token is None or token == "":
+            return None
+        if isinstance(token, bool) or not isinstance(token, str | int):
+            raise TypeError(f"{self.at} holds no token but {type(token).__name__}")
+        if str(token) == checkpoint.get("token"):
+            raise ValueError(f"{self.at} names the page that was just read")
+        return {"token": str(token)}
+
+    def sends(self) -> tuple[str, ...]:
+        """The token's parameter, and the size's."""
+        return (self.param, self.size_param) if self.size_param else (self.param,)
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars of equal length, asked for by time: windows of at most `size` bars, oldest window first.
+
+    `start` and `end` name the parameters; `unit` is how the API writes times. APIs take `end` as inclusive,
+    so the last tick before the window's end is sent. `size_param` sends the size: leave it out only where the
+    API has no such parameter, since a default below `size` would cut pages short unseen.
+
+    A page with fewer bars is a gap in the data, never the end: reading goes on at the end of its window.
+    """
+
+    interval: str
+    _: KW_ONLY
+    start: str
+    end: str
+    size: int
+    unit: TimeUnit = "ms"
+    size_param: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.start or not self.end:
+            raise ConfigurationError(
+                "Bars needs `start` and `end`, the names of the parameters that carry the window"
+            )
+        if self.size < 1:
+            raise ConfigurationError(f"Bars.size is {self.size}, but has to be at least 1")
+        if self.unit not in _WRITE:
+            raise ConfigurationError(f"Bars.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
+        width = duration(self.interval, "Bars.interval")
+        if _DAY % width and width != _WEEK:
+            raise ConfigurationError(
+                f"Bars.interval is {self.interval!r}; bars have to divide a day evenly, or be '1d' or '1w'"
+            )
+
+    @property
+    def width(self) -> timedelta:
+        """Length of one bar."""
+        return duration(self.interval, "Bars.interval")
+
+    def floor(self, at: datetime) -> datetime:
+        """The last boundary between two bars at or before `at`; weeks begin on Monday."""
+        return at - (at - _FIRST_MONDAY) % self.width
+
+    def ceil(self, at: datetime) -> datetime:
+        """The first boundary between two bars at or after `at`."""
+        return at + (_FIRST_MONDAY - at) % self.width
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """The window's start."""
+        start, _ = _window(unit)
+        return {"from": to_iso(start)}
+
+    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
+        """The part of the window that one page covers."""
+        start, end = self._span(unit, checkpoint)
+        write = _WRITE[self.unit]
+        sent = {self.start: write(start), self.end: write(end - _TICK[self.unit])}
+        return sent | ({self.size_param: str(self.size)} if self.size_param else {})
+
+    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+        """The end of this page's span, whatever it held, until the window's end is reached."""
+        del body
+        _, reached = self._span(unit, checkpoint)
+        _, end = _window(unit)
+        return {"from": to_iso(reached)} if reached < end else None
+
+    def sends(self) -> tuple[str, ...]:
+        """Both ends of the window, and the size."""
+        return (self.start, self.end, *((self.size_param,) if self.size_param else ()))
+
+    def _span(self, unit: Unit, checkpoint: Checkpoint) -> tuple[datetime, datetime]:
+        _, end = _window(unit)
+        start = iso(checkpoint["from"])
+        return start, min(start + self.size * self.width, end)
+
+
+def _window(unit: Unit) -> tuple[datetime, datetime]:
+    if unit.start is None or unit.end is None or unit.start >= unit.end:
+        raise ConfigurationError(
+            f"{unit.collector}.{unit.endpoint} reads bars and needs a window with a start before its end; "
+            f"unit {unit.run}/{unit.n} has {unit.start} … {unit.end}"
+        )
+    return unit.start, unit.end
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a symbol has been collected: the highest value of `field` among the stored rows.
+
+    Each run starts `lag` before it, to see late corrections; the upsert makes the overlap harmless. `param`
+    sends that start to the API, written as `unit` says. `chunk` cuts a backfill into windows. Where the field
+    is a text and not a time, it is sent as it is, and neither `lag` nor `chunk` has a meaning.
+    """
+
+    field: str
+    lag: str | None = None
+    chunk: str | None = None
+    param: str | None = None
+    unit: TimeUnit = "iso"
+
+    def __post_init__(self) -> None:
+        if not self.field:
+            raise ConfigurationError("Cursor needs the name of a field")
+        if self.unit not in _WRITE:
+            raise ConfigurationError(f"Cursor.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
+        for name, text in (("lag", self.lag), ("chunk", self.chunk)):
+            if text is not None:
+                duration(text, f"Cursor.{name}")
+
+    @property
+    def overlap(self) -> timedelta:
+        """How far before the cursor a run starts."""
+        return duration(self.lag, "Cursor.lag") if self.lag else timedelta(0)
+
+    def sent(self, unit: Unit) -> dict[str, str]:
+        """The parameter that tells the API where to start; empty for a first run."""
+        if self.param is None:
+            return {}
+        if unit.start is not None:
+            return {self.param: _WRITE[self.unit](unit.start)}
+        return {} if unit.cursor is None else {self.param: unit.cursor}
+
+    def chunks(
+        self, start: datetime, end: datetime, width: timedelta | None = None
+    ) -> Iterator[tuple[datetime, datetime]]:
+        """Cut the range; every boundary inside it lies a whole number of `width` from its start."""
+        step = duration(self.chunk, "Cursor.chunk") if self.chunk else end - start
+        if width is not None and self.chunk:
+            step = max(step - step % width, width)
+        while start < end:
+            yield start, min(start + step, end)
+            start += step
+
+
+def lookup(body: Any, path: str) -> Any:
+    """What `body` holds at a dotted path, None where it ends early. Raises TypeError for no object."""
+    for name in path.split("."):
+        if body is None:
+            return None
+        if not isinstance(body, Mapping):
+            raise TypeError(f"{path} is not there: {type(body).__name__} where an object was expected")
+        body = body.get(name)
+    return body

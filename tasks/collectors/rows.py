@@ -1,0 +1,193 @@
+"""From a body to rows that the store can take as they are, or BadPayloadError: nothing in between."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Integer, String, Table, TypeDecorator
+
+from resilience.errors import BadPayloadError
+from tasks.collectors.fields import clean, is_storable, plain
+from tasks.collectors.paging import lookup
+from tasks.collectors.rules import excerpt
+
+Check = Callable[[Any], Any]
+
+FILLED_BY_STORE = "source"
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def decode(body: bytes) -> Any:
+    """The JSON value, its fractions as exact Decimals. Raises ValueError or RecursionError otherwise."""
+    return json.loads(body, parse_float=Decimal, parse_constant=_refuse)
+
+
+def items(body: Any, path: str | None) -> list[Any]:
+    """The list that holds the rows: the body itself, or what stands at the dotted path."""
+    found = body if path is None else lookup(body, path)
+    if not isinstance(found, list):
+        raise TypeError(
+            f"a list of rows was expected {'there' if path is None else 'at ' + path}, not {_named(found)}"
+        )
+    return found
+
+
+def bad_payload(endpoint: str, why: str, body: bytes, status: int) -> BadPayloadError:
+    """The error for a body that is not what was agreed on; it shows the first 200 characters."""
+    return BadPayloadError(f"{endpoint}: {why}. The body begins: {excerpt(body)}", status=status)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What a table demands of one column's values."""
+
+    name: str
+    nullable: bool
+    optional: bool
+    check: Check
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the rows of an endpoint look like. Without a table only the key is demanded."""
+
+    key: tuple[str, ...]
+    fields: tuple[Field, ...]
+    free: bool
+
+    def unique(self, rows: Iterable[Any]) -> list[dict[str, Any]]:
+        """Check every row; of rows with the same key the last one counts."""
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in rows:
+            checked = self.checked(row)
+            found[tuple([checked[name] for name in self.key])] = checked
+        return list(found.values())
+
+    def checked(self, row: Any) -> dict[str, Any]:
+        """The row, its values safe to store. Raises ValueError or TypeError naming the field."""
+        if not isinstance(row, dict):
+            raise TypeError(f"the parse function gave {_named(row)} instead of a row")
+        checked = dict(row)
+        for field in self.fields:
+            value = row.get(field.name)
+            if value is not None:
+                try:
+                    checked[field.name] = field.check(value)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{field.name} {error}") from error
+            elif not field.nullable or (field.name not in row and not field.optional):
+                raise ValueError(f"{field.name} is missing")
+        if not self.free and len(checked) > len(self.fields):
+            raise ValueError(
+                f"the table has no column {', '.join(checked.keys() - {f.name for f in self.fields})}"
+            )
+        return checked
+
+
+def shape_of(table: Table | None, key: tuple[str, ...]) -> Shape:
+    """What the table (or, without one, the key) demands of every row."""
+    if table is None:
+        return Shape(
+            key,
+            tuple(Field(name, nullable=False, optional=False, check=_key_value) for name in key),
+            free=True,
+        )
+    columns = [column for column in table.columns if column.name != FILLED_BY_STORE]
+    return Shape(key, tuple(_field(column, in_key=column.name in key) for column in columns), free=False)
+
+
+def kind_of(column: Column[Any]) -> type:
+    """The Python type of a column's values, `object` where its type does not say."""
+    kind = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
+    try:
+        return kind.python_type
+    except NotImplementedError:
+        return object
+
+
+def _field(column: Column[Any], *, in_key: bool) -> Field:
+    filled = column.default is not None or column.server_default is not None or column.autoincrement is True
+    nullable = bool(column.nullable) and not in_key
+    return Field(
+        column.name, nullable=nullable, optional=filled or nullable, check=_check_of(column, in_key=in_key)
+    )
+
+
+def _check_of(column: Column[Any], *, in_key: bool) -> Check:
+    kind = kind_of(column)
+    if kind in {dict, list}:
+        return plain
+    if kind is str:
+        return _text_check(column.type.length if isinstance(column.type, String) else None, in_key=in_key)
+    if kind is int:
+        bits = 31 if isinstance(column.type, Integer) and not isinstance(column.type, BigInteger) else 63
+        return _int_check(2**bits)
+    return _CHECKS.get(kind, lambda value: value)
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    # Not isinstance: True is an int and a datetime is a date, and both would be stored as something else.
+    if type(value) is not kind:
+        raise TypeError(f"is {_named(value)} instead of {kind.__name__}")
+    return value
+
+
+def _text_check(length: int | None, *, in_key: bool) -> Check:
+    def check(value: Any) -> str:
+        text = clean(_exactly(str, value))
+        if in_key and text != value:
+            raise ValueError("holds characters that cannot be stored")
+        if length is not None and len(text) > length:
+            raise ValueError(f"is longer than {length} characters")
+        return text
+
+    return check
+
+
+def _int_check(limit: int) -> Check:
+    def check(value: Any) -> int:
+        if not -limit <= _exactly(int, value) < limit:
+            raise ValueError("is too large to be stored")
+        return int(value)
+
+    return check
+
+
+def _decimal(value: Any) -> Any:
+    if not is_storable(_exactly(Decimal, value)):
+        raise ValueError("is no number that can be stored")
+    return value
+
+
+def _aware(value: Any) -> Any:
+    if _exactly(datetime, value).tzinfo is None:
+        raise ValueError("has no time zone")
+    return value
+
+
+def _key_value(value: Any) -> Any:
+    if type(value) in {int, str}:
+        return value
+    return _CHECKS[type(value)](value) if type(value) in _CHECKS else _exactly(str, value)
+
+
+_CHECKS: Mapping[type, Check] = {
+    Decimal: _decimal,
+    datetime: _aware,
+    date: lambda value: _exactly(date, value),
+    bool: lambda value: _exactly(bool, value),
+}
+
+
+def _named(value: Any) -> str:
+    return (
+        "null"
+        if value is None
+        else {"dict": "an object", "list": "a list"}.get(type(value).__name__, type(value).__name__)
+    )

@@ -1,0 +1,146 @@
+"""Which answer is which error: an API's own rules first, then what HTTP says."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from resilience.errors import (
+    APIError,
+    ApiTimeoutError,
+    AuthenticationError,
+    BadPayloadError,
+    BannedError,
+    ConfigurationError,
+    InvalidCredentialsError,
+    NotFoundError,
+    PenstockError,
+    RateLimitError,
+    ServerError,
+    TokenExpiredError,
+    ValidationError,
+)
+from resilience.headers import retry_after_s
+from tasks.collectors.fields import clean, duration
+from tasks.collectors.values import Answer
+
+RESTART = "restart"
+_SEARCHED_BYTES = 4096
+_SHOWN_CHARACTERS = 200
+
+_ERRORS: Mapping[str, type[PenstockError]] = {
+    "rate_limited": RateLimitError,
+    "banned": BannedError,
+    "not_found": NotFoundError,
+    "invalid_symbol": ValidationError,
+    "validation": ValidationError,
+    "server_error": ServerError,
+    "unauthorized": InvalidCredentialsError,
+    "token_expired": TokenExpiredError,
+    "timeout": ApiTimeoutError,
+    "bad_payload": BadPayloadError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An answer with this status (and this pattern in its first 4 KB, where one is given) means `outcome`.
+
+    `retry_after` ("2m") is the wait to keep where the server names none. The outcome "restart" is no error:
+    the checkpoint has gone stale, and the unit begins again at its first page, once.
+    """
+
+    outcome: str
+    status: int | tuple[int, ...] | range | None = None
+    body: str | None = None
+    retry_after: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.outcome != RESTART and self.outcome not in _ERRORS:
+            known = ", ".join([*_ERRORS, RESTART])
+            raise ConfigurationError(f"Rule.outcome is {self.outcome!r}; it is one of {known}")
+        if self.status is None and self.body is None:
+            raise ConfigurationError(
+                f"Rule({self.outcome!r}) needs `status` or `body`: it would match every answer"
+            )
+        if self.retry_after is not None:
+            duration(self.retry_after, f"Rule({self.outcome!r}).retry_after")
+        try:
+            re.compile((self.body or "").encode())
+        except re.error as error:
+            raise ConfigurationError(
+                f"Rule({self.outcome!r}).body is no regular expression: {error}"
+            ) from error
+
+    def matches(self, answer: Answer) -> bool:
+        """Whether this rule speaks about the answer."""
+        if isinstance(self.status, int):
+            if answer.status != self.status:
+                return False
+        elif self.status is not None and answer.status not in self.status:
+            return False
+        return self.body is None or re.search(self.body.encode(), answer.body[:_SEARCHED_BYTES]) is not None
+
+    def error(self, api: str, answer: Answer) -> PenstockError:
+        """The error that this rule says the answer is."""
+        kind = _ERRORS[self.outcome]
+        message = f"{api} answered {answer.status}: {excerpt(answer.body)}"
+        if issubclass(kind, APIError):
+            return kind(message, status=answer.status, retry_after_s=self._wait_s(answer))
+        if issubclass(kind, AuthenticationError):
+            return kind(message, status=answer.status)
+        return kind(message, details={"status": answer.status})
+
+    def _wait_s(self, answer: Answer) -> float | None:
+        asked = retry_after_s(answer.headers, datetime.now(UTC))
+        if asked is None and self.retry_after is not None:
+            return duration(self.retry_after, "Rule.retry_after").total_seconds()
+        return asked
+
+
+_BUILT_IN = (
+    Rule("token_expired", status=401, body="(?i)expired"),
+    Rule("unauthorized", status=(401, 403)),
+    Rule("not_found", status=(404, 410)),
+    Rule("timeout", status=408),
+    Rule("rate_limited", status=429),
+    Rule("validation", status=(400, 422)),
+    Rule("server_error", status=range(500, 600)),
+)
+
+
+def classify(api: str, rules: Iterable[Rule], answer: Answer) -> PenstockError | None:
+    """The error that an answer is, None for a good one and for one that asks to begin again."""
+    for rule in rules:
+        if rule.matches(answer):
+            return None if rule.outcome == RESTART else rule.error(api, answer)
+    if 200 <= answer.status < 300:
+        return None
+    for rule in _BUILT_IN:
+        if rule.matches(answer):
+            return rule.error(api, answer)
+    if 300 <= answer.status < 400:
+        return _redirected(api, answer)
+    return APIError(f"{api} answered {answer.status}: {excerpt(answer.body)}", status=answer.status)
+
+
+def _redirected(api: str, answer: Answer) -> APIError:
+    return APIError(
+        f"{api} answered {answer.status} and points to {_host(answer.headers.get('location', ''))}; "
+        "redirects are not followed: correct its base_url",
+        status=answer.status,
+    )
+
+
+def _host(url: str) -> str:
+    # Only the host: the rest of the address may carry what is nobody's business.
+    try:
+        return urlsplit(url).hostname or "another path"
+    except ValueError:
+        return "an address that is none"
+
+
+def excerpt(body: bytes) -> str:
+    """The first 200 characters, for messages."""
+    return clean(body[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace")[:_SHOWN_CHARACTERS])

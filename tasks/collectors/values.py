@@ -1,0 +1,81 @@
+"""What travels between a unit, a declaration and the HTTP client: frozen values."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+Checkpoint = dict[str, Any]
+"""Where paging stands, as JSON. Only the paging that made it reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One endpoint, symbol and window of a run.
+
+    The window is half-open, `start <= t < end`, in aware UTC; it is fixed when the run is planned. `cursor`
+    is the committed cursor of that moment, as text.
+    """
+
+    run: int
+    n: int
+    collector: str
+    endpoint: str
+    symbol: str
+    start: datetime | None
+    end: datetime | None
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call, without secrets: the client adds them from the Api's `auth` when it sends."""
+
+    method: str
+    url: str
+    params: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+class Headers(Mapping[str, str]):
+    """Response headers; their names are found in any case."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = {name.lower(): value for name, value in values.items()}
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Headers({self._values!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server sent, read completely. Any mapping is taken for `headers` and becomes `Headers`."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    elapsed_s: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.headers, Headers):
+            object.__setattr__(self, "headers", Headers(self.headers))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Checked rows, where to go on (None: that was all) and the highest cursor value among the rows."""
+
+    rows: list[dict[str, Any]]
+    next: Checkpoint | None
+    cursor: str | None
