@@ -1,6 +1,7 @@
 """Run the fake APIs until told to stop: `python -m tests.upstream --port 0`."""
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -58,7 +59,8 @@ def main() -> None:
         timeout_keep_alive=75,  # longer than a client keeps an idle connection, so that only faults break one
         timeout_graceful_shutdown=1,
     )
-    Server(config).run()
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config).run()
 
 
 if __name__ == "__main__":

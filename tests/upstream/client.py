@@ -28,7 +28,10 @@ class Upstream:
             f"--seed={seed}",
             "--die-with-parent",
         ]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        # In a session of its own Ctrl-C reaches the owner only, which may still want answers while it ends.
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith("upstream http"):
