@@ -166,7 +166,8 @@ class Settings(BaseSettings):
         if runtime := Runtime.read(self.state_dir):
             return runtime.redis_url
         raise ConfigurationError(
-            f"no Redis is known: start `penstock up` (none runs in {self.state_dir}) or set PENSTOCK_REDIS_URL"
+            f"no Redis is known: start `penstock up` (none runs in {self.state_dir}) "
+            "or set PENSTOCK_REDIS_URL"
         )
 
     @property
@@ -227,6 +228,11 @@ class Settings(BaseSettings):
 def get_settings() -> Settings:
     """The settings of this process, read once. Raises ConfigurationError."""
     return Settings()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Our environment with these variables changed, for a child process."""
+    return {**os.environ, **changes}
 
 
 def _variable(field: str) -> str:
