@@ -77,7 +77,7 @@ def params(endpoint: str, declared: Mapping[str, str], page: Paging, cursor: Cur
 
 def key(endpoint: str, key: Sequence[str], table: Table | None) -> None:
     """There is a key, and the table has its columns and keeps it unique: else an upsert doubles rows."""
-    if isinstance(key, str) or not key or not all(isinstance(each, str) for each in key):
+    if not key or not all(isinstance(each, str) for each in key):
         raise ConfigurationError(
             f"{endpoint}: key is missing; name the fields that identify a row, as in key=('gid',)"
         )
@@ -125,6 +125,13 @@ def cursor(endpoint: str, cursor: Cursor | None, page: Paging, table: Table | No
         raise ConfigurationError(
             f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; only times and text sort as text"
         )
+
+
+def one_of(endpoint: str, field: str, value: Any, allowed: Sequence[Any]) -> None:
+    """A word from a closed list."""
+    if value not in allowed:
+        known = ", ".join(str(each) for each in allowed if each is not None)
+        raise ConfigurationError(f"{endpoint}: {field} is {value!r}; it is one of {known}")
 
 
 def weight(endpoint: str, weight: Any, weight_max: float | None, limits: Iterable[Limit]) -> float:

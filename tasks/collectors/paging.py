@@ -33,7 +33,7 @@ class Paging(Protocol):
         """What to send for this page."""
 
     def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
-        """Where the next page starts, None after the last. Raises ValueError or TypeError if none can tell."""
+        """Where the next page starts, None after the last. Raises ValueError or TypeError if unclear."""
 
     def sends(self) -> tuple[str, ...]:
         """The names of the parameters that `params` sets."""

@@ -1,0 +1,311 @@
+"""One way to data: which units it has, what to send for a page, and what the answer means."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import quote
+
+from sqlalchemy import Table
+
+from resilience.errors import ConfigurationError, PenstockError
+from resilience.policy import Limit
+from tasks.collectors import checks
+from tasks.collectors.fields import iso, plain, to_cursor
+from tasks.collectors.paging import Bars, Cursor, Paging, Single
+from tasks.collectors.rows import FILLED_BY_STORE, Shape, bad_payload, decode, items, kind_of, shape_of
+from tasks.collectors.rules import Rule
+from tasks.collectors.values import Answer, Checkpoint, Page, Request, Unit
+from tasks.models import records
+
+if TYPE_CHECKING:
+    from tasks.collectors.spec import Api
+
+Parse = Callable[[Any, Unit], Mapping[str, Any]]
+OnOpen = Literal["skip", "park"]
+CatchUp = Literal["none", "latest", "all"]
+Overlap = Literal["skip", "queue", "replace"]
+Symbols = tuple[str, ...] | Callable[[], Sequence[str]] | None
+Weight = float | Callable[[Unit], float]
+
+_KEY_MAX = 500  # characters, as in the records table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Endpoint:
+    """One way to data, made by `Api.endpoint`. `symbols` None means that it has none: one unit, symbol ""."""
+
+    api: "Api" = field(repr=False)
+    name: str
+    path: str
+    parse: Parse = field(repr=False)
+    key: tuple[str, ...]
+    params: Mapping[str, str] = field(default_factory=dict)
+    symbols: Symbols = None
+    symbol_pattern: str | None = None
+    page: Paging = field(default_factory=Single)
+    cursor: Cursor | None = None
+    table: Table = field(default=records, repr=False)
+    weight: Weight = 1
+    weight_max: float = 0
+    every: timedelta | None = None
+    catch_up: CatchUp = "latest"
+    overlap: Overlap = "skip"
+    limits: tuple[Limit, ...] = ()
+    rows: str | None = None
+    on_open: OnOpen | None = None
+    shape: Shape = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        known_weight = self.weight_max or None
+        most = checks.weight(self.full_name, self.weight, known_weight, (*self.api.limits, *self.limits))
+        object.__setattr__(self, "weight_max", most)
+        object.__setattr__(self, "shape", shape_of(None if self.generic else self.table, self.key))
+
+    @property
+    def generic(self) -> bool:
+        """Whether the rows are kept as JSON, for want of a table of their own."""
+        return self.table is records
+
+    @property
+    def timeout_s(self) -> float | None:
+        """The total time that a call to this API may take, None where the installation decides."""
+        return self.api.timeout_s
+
+    @property
+    def full_name(self) -> str:
+        """Collector and endpoint: "binance.klines"."""
+        return f"{self.api.name}.{self.name}"
+
+    def check_symbols(self, requested: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The symbols to collect: those asked for, else the declared ones; each once, in order.
+
+        Raises ConfigurationError for one that cannot be a symbol here, and where there are none at all.
+        """
+        if self.symbols is None:
+            if requested:
+                raise ConfigurationError(f"{self.full_name} has no symbols; it is collected as a whole")
+            return ("",)
+        if not requested:
+            requested = self.symbols() if callable(self.symbols) else self.symbols
+        if not requested:
+            raise ConfigurationError(
+                f"{self.full_name} has no symbols yet: name some in the settings or with --symbols"
+            )
+        return tuple(
+            dict.fromkeys(checks.symbol(self.full_name, each, self.symbol_pattern) for each in requested)
+        )
+
+    def current_symbols(self) -> tuple[str, ...]:
+        """The declared symbols, asked for now where they are a function."""
+        return self.check_symbols()
+
+    @property
+    def takes_range(self) -> bool:
+        """Whether the API can be asked for a range of time, so that a backfill makes sense."""
+        return self.timed and (isinstance(self.page, Bars) or bool(self.cursor and self.cursor.param))
+
+    def window(
+        self, symbol: str, cursor: str | None, now: datetime
+    ) -> tuple[datetime | None, datetime | None]:
+        """What a run without an explicit range collects.
+
+        Bars: from the cursor (less its lag) to the last bar that is complete at `now`, or one page back where
+        there is no cursor yet. Others: everything since the cursor, less its lag.
+        """
+        since = self._since(symbol, cursor)
+        if not isinstance(self.page, Bars):
+            return since, None
+        end = self.page.floor(now)
+        if since is None:
+            return end - self.page.size * self.page.width, end
+        return min(self.page.floor(since), end - self.page.width), end
+
+    def chunks(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+        """Cut a backfill's range into windows; for bars at the boundaries between bars, complete ones only.
+
+        Raises ConfigurationError for an end before the start, for a range without one complete bar, and for
+        an endpoint that cannot be read by time.
+        """
+        if start >= end:
+            raise ConfigurationError(
+                f"the range ends ({end:%Y-%m-%d %H:%M}) before it starts ({start:%Y-%m-%d %H:%M})"
+            )
+        if not self.takes_range or self.cursor is None:
+            raise ConfigurationError(f"{self.full_name} cannot be asked for a range of time")
+        if not isinstance(self.page, Bars):
+            return self.cursor.chunks(start, end)
+        first, last = self.page.ceil(start), self.page.floor(end)
+        if first >= last:
+            raise ConfigurationError(
+                f"{self.full_name}: no bar of {self.page.interval} lies completely in the range"
+            )
+        return self.cursor.chunks(first, last, self.page.width)
+
+    def finished(self, unit: Unit, cursor_seen: str | None) -> str | None:
+        """The cursor to commit when the unit is done, None to leave it where it is.
+
+        For bars at least the window's last bar, even if nothing was traded: a gap is not read for ever.
+        """
+        if not isinstance(self.page, Bars) or unit.end is None:
+            return cursor_seen
+        return max(cursor_seen or "", to_cursor(self.page.floor(unit.end) - self.page.width))
+
+    @property
+    def timed(self) -> bool:
+        """Whether the cursor holds times."""
+        if self.cursor is None:
+            return False
+        if not self.generic:
+            return kind_of(self.table.columns[self.cursor.field]) is datetime
+        return isinstance(self.page, Bars) or bool(self.cursor.lag or self.cursor.chunk)
+
+    def _since(self, symbol: str, cursor: str | None) -> datetime | None:
+        if cursor is None or self.cursor is None or not self.timed:
+            return None
+        try:
+            return iso(cursor) - self.cursor.overlap
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the cursor of {self.full_name} / {symbol} is {cursor!r}, which is no time"
+            ) from error
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """Where the unit starts."""
+        return self.page.first(unit)
+
+    def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
+        """The call for this page."""
+        values = _values(unit.symbol, self.page)
+        quoted = {name: quote(value, safe="") for name, value in values.items()}
+        sent = {name: text.format_map(values) for name, text in self.params.items()}
+        sent |= self.cursor.sent(unit) if self.cursor else {}
+        sent |= self.page.params(unit, checkpoint)
+        return Request("GET", self.api.base_url + self.path.format_map(quoted), sent, self.api.headers)
+
+    def weigh(self, unit: Unit) -> float:
+        """What one call costs. Raises ConfigurationError for more than `weight_max`."""
+        if not callable(self.weight):
+            return float(self.weight)
+        found = float(self.weight(unit))
+        if not 0 < found <= self.weight_max:
+            raise ConfigurationError(
+                f"{self.full_name}: weight gave {found:g}; it may give up to {self.weight_max:g}"
+            )
+        return found
+
+    def read(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:
+        """The rows of an answer, all of them checked, and where to go on.
+
+        Raises the error that the answer is (see `Api.error_of`), and BadPayloadError for a body that is not
+        what was declared: no row is kept of a page that holds one broken row.
+        """
+        error = self.api.error_of(answer)
+        if error is not None:
+            raise error
+        if self.api.wants_restart(answer):
+            return self._restart(unit, checkpoint, answer)
+        try:
+            body = decode(answer.body)
+            rows = self.shape.unique(self.parse(row, unit) for row in items(body, self.rows))
+            kept = self._inside(rows, unit, answer)
+            highest = (
+                max((to_cursor(row[self.cursor.field]) for row in kept), default=None)
+                if self.cursor
+                else None
+            )
+            if self.generic:
+                kept = [self._record(row, unit) for row in kept]
+            return Page(kept, self._following(unit, checkpoint, body), highest)
+        except PenstockError:
+            raise
+        except Exception as broken:
+            why = f"{type(broken).__name__}: {broken}"[:300]
+            raise bad_payload(self.full_name, why, answer.body, answer.status) from broken
+
+    def stamped(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of a Page with their source, where the table tells sources apart."""
+        source = {FILLED_BY_STORE: self.api.name} if FILLED_BY_STORE in self.table.columns else {}
+        return [{**source, **row} for row in rows]
+
+    def _record(self, row: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
+        data = plain(row)
+        values = [data[name] for name in self.key]
+        key = str(values[0]) if len(values) == 1 else json.dumps(values, ensure_ascii=False)
+        if len(key) > _KEY_MAX:
+            raise ValueError(f"the key is longer than {_KEY_MAX} characters")
+        return {"endpoint": self.name, "key": key, "symbol": unit.symbol, "data": data}
+
+    def _inside(self, rows: list[dict[str, Any]], unit: Unit, answer: Answer) -> list[dict[str, Any]]:
+        """The rows inside the unit's window; of bars only those that are complete."""
+        if self.cursor is None:
+            return rows
+        name = self.cursor.field
+        for row in rows:
+            if not isinstance(row.get(name), datetime if self.timed else datetime | str):
+                raise TypeError(f"{name} is {type(row.get(name)).__name__}, which is no cursor")
+        if not self.timed:
+            return rows
+        # A bar that ends after the window, or after the server's own now, is not finished.
+        first, last = unit.start, _earlier(unit.end, self._seen_at(answer))
+        width = self.page.width if isinstance(self.page, Bars) else timedelta(microseconds=1)
+        return [
+            row
+            for row in rows
+            if (first is None or row[name] >= first) and (last is None or row[name] + width <= last)
+        ]
+
+    def _seen_at(self, answer: Answer) -> datetime | None:
+        try:
+            return parsedate_to_datetime(answer.headers["date"]) if isinstance(self.page, Bars) else None
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    def _following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+        after = self.page.following(unit, checkpoint, body)
+        return after | {"restarted": True} if after is not None and checkpoint.get("restarted") else after
+
+    def _restart(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:
+        first = self.first(unit)
+        if checkpoint.get("restarted") or checkpoint == first:
+            raise Rule("validation", status=answer.status).error(self.api.name, answer)
+        return Page([], first | {"restarted": True}, None)
+
+
+def _check(endpoint: Endpoint) -> None:
+    full, page = endpoint.full_name, endpoint.page
+    checks.name(endpoint.name, f"an endpoint of {endpoint.api.name}")
+    checks.parse(full, endpoint.parse)
+    used = checks.placeholders(full, endpoint.path, endpoint.params, _values("", page))
+    if ("symbol" in used) != (endpoint.symbols is not None):
+        raise ConfigurationError(
+            f"{full}: path or params use {{symbol}}, but symbols is missing"
+            if "symbol" in used
+            else f"{full}: symbols are declared, but neither path nor params use {{symbol}}"
+        )
+    table = None if endpoint.generic else endpoint.table
+    for value, allowed, what in (
+        (endpoint.on_open, (None, *get_args(OnOpen)), "on_open"),
+        (endpoint.catch_up, get_args(CatchUp), "catch_up"),
+        (endpoint.overlap, get_args(Overlap), "overlap"),
+    ):
+        checks.one_of(full, what, value, allowed)
+    checks.params(full, endpoint.params, page, endpoint.cursor)
+    checks.key(full, endpoint.key, table)
+    checks.cursor(full, endpoint.cursor, page, table)
+    for each in endpoint.symbols if isinstance(endpoint.symbols, tuple) else ():
+        checks.symbol(full, each, endpoint.symbol_pattern)
+
+
+def _values(symbol: str, page: Paging) -> dict[str, str]:
+    values = {"symbol": symbol}
+    if isinstance(page, Bars):
+        values |= {"interval": page.interval, "interval_s": f"{page.width.total_seconds():.0f}"}
+    return values
+
+
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min(one, other) if one and other else one or other

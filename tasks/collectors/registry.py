@@ -1,0 +1,103 @@
+"""Which collectors there are: the shipped ones, installed ones, and the user's own by `module:attribute`."""
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from resilience.errors import ConfigurationError
+from tasks.collectors.spec import Api, Endpoint
+from tasks.overrides import closest
+from tasks.settings import get_settings
+
+GROUP = "penstock.collectors"
+# Known without their entry points too, so that a source checkout works before it is installed.
+_SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in ("binance", "coinbase", "asana")}
+_API_SETTINGS = ("base_url", "limits", "breaker", "retry")
+
+
+def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str, Api]:
+    """The collectors of these names with the installation's settings laid over them; None or none: all
+    installed.
+
+    A name is that of an entry point in the group `penstock.collectors`, or `module:attribute`. Raises
+    ConfigurationError for an unknown name, for a declaration that is wrong, and for settings of nothing.
+    """
+    known = _SHIPPED | {each.name: each.value for each in entry_points(group=GROUP)}
+    found: dict[str, Api] = {}
+    for name in names or known:
+        api = _import(name, known)
+        if found.setdefault(api.name, api) is not api:
+            raise ConfigurationError(
+                f"two collectors are called {api.name!r}; one of them needs another name"
+            )
+    # A setting for a collector that is installed but not asked for is no mistake.
+    for name in overrides.keys() - found.keys() - known.keys():
+        raise ConfigurationError(
+            f"there are settings for collector {name!r}; {closest(name, [*found, *known])}"
+        )
+    return {name: _overridden(api, overrides.get(name, {})) for name, api in found.items()}
+
+
+def find(collectors: Mapping[str, Api], name: str) -> list[Endpoint]:
+    """The endpoint "binance.klines", or all of "binance". Raises ConfigurationError naming what there is."""
+    collector, _, endpoint = name.partition(".")
+    if collector not in collectors:
+        raise ConfigurationError(f"there is no collector {collector!r}; {closest(collector, collectors)}")
+    endpoints = collectors[collector].endpoints
+    if not endpoint and "." not in name:
+        return list(endpoints.values())
+    if endpoint not in endpoints:
+        raise ConfigurationError(f"{collector} has no endpoint {endpoint!r}; {closest(endpoint, endpoints)}")
+    return [endpoints[endpoint]]
+
+
+@functools.cache
+def collectors() -> Mapping[str, Api]:
+    """The collectors of this installation, loaded once per process."""
+    settings = get_settings()
+    return load(settings.collectors, settings.overrides)
+
+
+@functools.cache
+def endpoint_of(full_name: str) -> Endpoint:
+    """The endpoint of this installation with this full name. Raises ConfigurationError if there is none."""
+    found = find(collectors(), full_name)
+    if len(found) != 1 or found[0].full_name != full_name:
+        raise ConfigurationError(f"{full_name!r} is a collector; name one of its endpoints")
+    return found[0]
+
+
+def _import(name: str, known: Mapping[str, str]) -> Api:
+    target = name if ":" in name else known.get(name)
+    if target is None:
+        raise ConfigurationError(f"there is no collector {name!r}; {closest(name, known)}")
+    module, _, attribute = target.partition(":")
+    try:
+        api = functools.reduce(getattr, attribute.split("."), _module(module))
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"collector {name!r} cannot be loaded from {target}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(api, Api):
+        raise ConfigurationError(f"{target} is a {type(api).__name__}, and no Api")
+    return api
+
+
+def _module(name: str) -> Any:
+    if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds texts
+        sys.path.append(os.getcwd())  # noqa: PTH109 - a console script does not look beside the caller's files
+    return importlib.import_module(name)
+
+
+def _overridden(api: Api, table: Mapping[str, Any]) -> Api:
+    endpoints = {name: value for name, value in table.items() if name not in _API_SETTINGS}
+    return api.with_overrides(
+        **{name: table[name] for name in _API_SETTINGS if name in table},
+        endpoints=endpoints,
+    )
