@@ -1,0 +1,333 @@
+"""Circuits and limits as one decision: `admit` before a call, `settle` after it, and nothing else in between.
+
+    verdict = guard.admit(Ask("binance", circuits=(klines,), limits=(per_ip,), weight=2))
+    match verdict:
+        case Go(lease):          call, then guard.settle(lease, CallResult.of(error, latency_s=...))
+        case Wait(seconds):      come back after that; with a ticket the place in the queue is kept
+        case Refuse():           raise verdict.error()
+
+Everything may raise `StoreUnavailableError`: then nothing is known, and nothing was decided.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Self
+
+from resilience.errors import (
+    BannedError,
+    CircuitOpenError,
+    ConfigurationError,
+    PenstockError,
+    RateLimitError,
+    Scope,
+)
+from resilience.headers import Quota
+from resilience.policy import Lane
+from resilience.store import (
+    Answer,
+    Change,
+    CircuitSpec,
+    CircuitState,
+    Delay,
+    Denial,
+    Grant,
+    Kind,
+    RateSpec,
+    Report,
+    Request,
+    Route,
+    SeatSpec,
+    Store,
+)
+
+if TYPE_CHECKING:  # a breaker on its own works through a guard
+    from resilience.breaker import CircuitBreaker
+    from resilience.limiter import RateLimiter
+
+__all__ = [
+    "Ask",
+    "CallResult",
+    "CircuitState",
+    "CircuitView",
+    "Go",
+    "Guard",
+    "Kind",
+    "Lease",
+    "Refuse",
+    "Transition",
+    "Verdict",
+    "Wait",
+]
+
+log = logging.getLogger(__name__)
+
+_ROUTES_KEPT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call that wants to start: the circuits and limits it has to pass, and its weight in the limits."""
+
+    api: str
+    circuits: tuple["CircuitBreaker", ...]
+    limits: tuple["RateLimiter", ...]
+    weight: float = 1.0
+    lane: Lane = Lane.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A call that may start. It goes back by `settle`, or by `release` where nothing was sent.
+
+    Held by a process that died, its permits and seats come back by themselves when their time is over.
+    """
+
+    ask: Ask
+    grant: Grant = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """What the store knows the call by."""
+        return self.grant.request.id
+
+    @property
+    def started_at(self) -> datetime:
+        """When the store admitted the call, on its clock."""
+        return _moment(self.grant.started_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """The call may start now."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The call may not start yet; `key` names what it waits for.
+
+    `ticket` is a reserved place: asking again with it after `seconds` starts the call as a rule.
+    Asking earlier returns the rest of the wait, asking much later may cost the place.
+    """
+
+    seconds: float
+    ticket: str | None
+    reason: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The circuit is open. `retry_at` is when it will next let a probe through."""
+
+    reason: str
+    retry_at: datetime
+    circuit: str
+    failure_count: int
+
+    def error(self) -> CircuitOpenError:
+        """The refusal as an exception (also a `pybreaker.CircuitBreakerError`)."""
+        return CircuitOpenError(
+            f"circuit {self.circuit} is {self.reason} until {self.retry_at:%H:%M:%S} UTC",
+            circuit=self.circuit,
+            retry_at=self.retry_at,
+            failure_count=self.failure_count,
+            details={"circuit": self.circuit, "retry_at": self.retry_at.isoformat()},
+        )
+
+
+Verdict = Go | Wait | Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """How a call ended. `retry_after_s` and `quota` are what the server said about its limits."""
+
+    kind: Kind
+    latency_s: float
+    retry_after_s: float | None = None
+    quota: Quota | None = None
+    error: str | None = None
+    cause: BaseException | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, error: BaseException | None, *, latency_s: float, quota: Quota | None = None) -> Self:
+        """The result that follows from an error's class attributes; None is a success."""
+        return cls(
+            kind_of(error),
+            latency_s,
+            getattr(error, "retry_after_s", None),
+            quota,
+            None if error is None else type(error).__name__,
+            error,
+        )
+
+
+def kind_of(error: BaseException | None) -> Kind:
+    """What an error says about the service. One that we do not know says nothing."""
+    if error is None:
+        return Kind.SUCCESS
+    if isinstance(error, BannedError):
+        return Kind.BANNED
+    if isinstance(error, RateLimitError):
+        return Kind.THROTTLED
+    if isinstance(error, PenstockError) and error.trips and error.scope is Scope.SERVICE:
+        return Kind.FAILURE
+    return Kind.IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A circuit went from one state to another. Told once in the whole fleet, to whoever caused it."""
+
+    circuit: str
+    old: CircuitState
+    new: CircuitState
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitView:
+    """A circuit as it stands. `retry_at` is when it next changes by itself, if that is known."""
+
+    state: CircuitState
+    retry_at: datetime | None
+    free_permits: int
+    failure_count: int
+    success_count: int = 0
+
+
+class Guard:
+    """Asks the store, and tells the breakers' listeners what became of it. Threads and forks may share it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._routes: dict[tuple[object, ...], Route] = {}
+
+    def admit(self, ask: Ask, *, ticket: str | None = None) -> Verdict:
+        """May this call start now? All or nothing: unless everything agrees, nothing is spent.
+
+        A live call that only has to wait for a rate limit gets a ticket; give it back when asking again.
+        """
+        answer = self.store.admit(self._request(ask, ticket))
+        self._tell(ask, answer.changes)
+        return _verdict(ask, answer)
+
+    def settle(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
+        """Report how the call ended, and give back what it held. Returns the transitions that this caused."""
+        changes = self.store.settle(_report(lease, result))
+        self._tell_result(lease.ask, result)
+        return self._tell(lease.ask, changes)
+
+    def settle_and_admit(
+        self, lease: Lease, result: CallResult, ask: Ask
+    ) -> tuple[tuple[Transition, ...], Verdict]:
+        """`settle` and the next `admit` in one round trip, for the next page of a call."""
+        changes, answer = self.store.settle_and_admit(_report(lease, result), self._request(ask, None))
+        self._tell_result(lease.ask, result)
+        told = self._tell(lease.ask, changes) + self._tell(ask, answer.changes)
+        return told, _verdict(ask, answer)
+
+    def release(self, lease: Lease) -> None:
+        """Nothing was sent: give back permits and seats, and the slots where they are the newest."""
+        self.store.release(lease.grant)
+
+    def circuits(self, breakers: Sequence["CircuitBreaker"]) -> dict[str, CircuitView]:
+        """How these circuits stand, by name; one never used, or lost with the store, reads closed."""
+        readings = self.store.circuits([breaker.spec for breaker in breakers])
+        return {
+            breaker.circuit: CircuitView(
+                reading.state,
+                _moment(reading.until_us) if reading.until_us else None,
+                reading.free_permits,
+                reading.failures,
+                reading.successes,
+            )
+            for breaker, reading in zip(breakers, readings, strict=True)
+        }
+
+    def _request(self, ask: Ask, ticket: str | None) -> Request:
+        specs = (
+            ask.api,
+            *[breaker.spec for breaker in ask.circuits],
+            *[limiter.spec for limiter in ask.limits],
+        )
+        route = self._routes.get(specs) or self._lay(ask, specs)
+        if ask.weight > 1:
+            _check_weight(route, ask.weight)
+        return Request(route, os.urandom(9).hex(), ask.weight, ask.lane is Lane.LIVE, ticket)
+
+    def _lay(self, ask: Ask, specs: tuple[object, ...]) -> Route:
+        if len(self._routes) >= _ROUTES_KEPT:
+            self._routes.clear()
+        for spec in specs[1:]:
+            assert isinstance(spec, CircuitSpec | RateSpec | SeatSpec)
+            if spec.api != ask.api:
+                raise ConfigurationError(f"{spec.name} belongs to {spec.api}, but {ask.api} asks for it")
+        route = self._routes[specs] = Route(
+            ask.api,
+            tuple(spec for spec in specs if isinstance(spec, CircuitSpec)),
+            tuple(spec for spec in specs if isinstance(spec, RateSpec)),
+            tuple(spec for spec in specs if isinstance(spec, SeatSpec)),
+        )
+        return route
+
+    @staticmethod
+    def _tell(ask: Ask, changes: tuple[Change, ...]) -> tuple[Transition, ...]:
+        for change in changes:
+            ask.circuits[change.index].notify_transition(change.old, change.new)
+        return tuple(
+            Transition(
+                ask.circuits[change.index].circuit,
+                change.old,
+                change.new,
+                change.reason,
+                _moment(change.at_us),
+            )
+            for change in changes
+        )
+
+    @staticmethod
+    def _tell_result(ask: Ask, result: CallResult) -> None:
+        for breaker in ask.circuits:
+            breaker.notify_result(result.kind, result.cause)
+
+
+def _verdict(ask: Ask, answer: Answer) -> Verdict:
+    match answer:
+        case Grant():
+            return Go(Lease(ask, answer))
+        case Delay():
+            return Wait(answer.wait_us / 1e6, answer.ticket, answer.reason, answer.key)
+        case Denial():
+            circuit = ask.circuits[answer.index].circuit
+            return Refuse(answer.reason, _moment(answer.until_us), circuit, answer.failures)
+
+
+def _report(lease: Lease, result: CallResult) -> Report:
+    quota, retry_after_s = result.quota, result.retry_after_s
+    return Report(
+        lease.grant,
+        result.kind,
+        None if retry_after_s is None else round(retry_after_s * 1e6),
+        None if quota is None else quota.left,
+        0 if quota is None or quota.reset_s is None else round(quota.reset_s * 1e6),
+    )
+
+
+def _check_weight(route: Route, weight: float) -> None:
+    for spec in route.rates:
+        if weight * spec.unit_us > spec.burst_us:
+            raise ConfigurationError(
+                f"a call of weight {weight:g} does not fit limit {spec.name} of {spec.api}: "
+                f"declare its weight_max (now {spec.burst_us / spec.unit_us:g} at once)"
+            )
+
+
+def _moment(us: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=us)

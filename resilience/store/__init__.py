@@ -1,0 +1,213 @@
+"""The shared state behind one interface: what is asked of a store, and what it answers.
+
+Times are integers of microseconds on the store's own clock, so that every store computes the same.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Protocol
+
+DAY_US = 86_400_000_000
+LATE_US = 1_000_000  # a ticket this late loses its place in the queue when there is no room for it
+TICKET_KEPT_US = 60_000_000  # a ticket nobody redeemed is forgotten this long after its slot
+LIVE_SEEN_US = 10_000_000  # the reserve counts this long after live work was last seen
+PERMIT_WAIT_US = 2_000_000  # half-open without a free permit
+SEAT_WAIT_US = 1_000_000  # every seat is taken
+GATE_LEAST_US = 1_000_000  # a 429 that asks for no wait at all
+GATE_FIRST_US = 60_000_000  # a 429 that names no wait; doubles while they go on
+GATE_MOST_US = 900_000_000
+SLICES = 10  # the failure rate's window slides in this many steps
+
+
+class CircuitState(StrEnum):
+    """What a circuit lets through: everything, nothing, or a few probes."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    FORCED_OPEN = "forced_open"
+    DISABLED = "disabled"
+
+
+class Kind(StrEnum):
+    """What a call's end says about the service."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    IGNORED = "ignored"
+    THROTTLED = "throttled"
+    BANNED = "banned"
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitSpec:
+    """A circuit as the store sees it: a `BreakerPolicy` in numbers. `failures` or `rate` 0 is off."""
+
+    api: str
+    name: str
+    failures: int
+    rate: float
+    window_us: int
+    min_calls: int
+    open_us: int
+    growth: float
+    open_max_us: int
+    probes: int
+    successes: int
+    lease_us: int
+    step_us: int
+
+
+@dataclass(frozen=True, eq=False)
+class RateSpec:
+    """A rate limit as the store sees it: a unit of weight takes `unit_us`, and `burst_us` may go at once."""
+
+    api: str
+    name: str
+    sharer: str
+    unit_us: int
+    burst_us: int
+    share: float
+    window_us: int
+    reported: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SeatSpec:
+    """A limit of calls in flight: `seats` of them, each lent for `lease_us`."""
+
+    api: str
+    name: str
+    sharer: str
+    seats: int
+    lease_us: int
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """Everything that one kind of call has to pass."""
+
+    api: str
+    circuits: tuple[CircuitSpec, ...]
+    rates: tuple[RateSpec, ...]
+    seats: tuple[SeatSpec, ...]
+
+    @cached_property
+    def gates(self) -> tuple[str, ...]:
+        """Whom a 429 silences: every sharer of a limit; where there is no limit, the API."""
+        sharers = [spec.sharer for spec in self.rates] + [spec.sharer for spec in self.seats]
+        return tuple(dict.fromkeys(sharers)) or ("api",)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """May one call start? `id` is new for each request; `ticket` is what an earlier answer gave."""
+
+    route: Route
+    id: str
+    weight: float
+    live: bool
+    ticket: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The circuit at `index` of the route went from one state to another."""
+
+    index: int
+    old: CircuitState
+    new: CircuitState
+    reason: str
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """It may. `eras` and `permits` run along the route's circuits, `slots` along its rates."""
+
+    request: Request
+    started_us: int
+    eras: tuple[int, ...]
+    permits: tuple[bool, ...]
+    slots: tuple[int, ...]
+    costs: tuple[int, ...]
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Not yet. With a ticket the place in the queue is kept."""
+
+    wait_us: int
+    ticket: str | None
+    reason: str
+    key: str
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """No: the circuit at `index` of the route is open until then."""
+
+    index: int
+    reason: str
+    until_us: int
+    failures: int
+    changes: tuple[Change, ...] = ()
+
+
+Answer = Grant | Delay | Denial
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a granted call ended. `remaining` and `reset_us` are what the server said about its limit."""
+
+    grant: Grant
+    kind: Kind
+    retry_after_us: int | None = None
+    remaining: float | None = None
+    reset_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A circuit as it stands; `until_us` is 0 where no end is known."""
+
+    state: CircuitState
+    until_us: int
+    free_permits: int
+    failures: int
+    successes: int
+
+
+class Store(Protocol):
+    """Decides atomically, on one clock. Everything may raise `StoreUnavailableError`."""
+
+    def admit(self, request: Request) -> Answer:
+        """Grant all of the route or spend nothing."""
+
+    def settle(self, report: Report) -> tuple[Change, ...]:
+        """Learn from a call's end and give back what it held."""
+
+    def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
+        """Both at once, in this order."""
+
+    def release(self, grant: Grant) -> None:
+        """Nothing was sent: give back what the grant holds, and its slots where they are the newest."""
+
+    def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
+        """How the circuits stand; one never used, or lost, reads closed."""
+
+    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
+        """Put a circuit into a state by hand; None where it was in it already."""
+
+    def mark_fresh(self, apis: Iterable[str]) -> None:
+        """Say that nobody was calling these APIs until now.
+
+        A store that finds nothing cannot tell a first start from a loss, and after a loss the server still
+        remembers the calls of the last window: buckets start empty, and calls in flight get one lease to end.
+        Whoever knows that no worker was alive (a launcher with a new Redis) says so before the first call.
+        """

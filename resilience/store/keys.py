@@ -1,0 +1,38 @@
+"""The names of everything kept in the store. The API is the hash tag, so that one script touches one slot."""
+
+_PREFIX = "penstock"
+
+
+def circuit(api: str, name: str) -> str:
+    """Hash: the state of a circuit."""
+    return f"{_PREFIX}:{{{api}}}:circuit:{name}"
+
+
+def permits(api: str, name: str) -> str:
+    """Sorted set: who probes a half-open circuit, by the end of the permit."""
+    return f"{_PREFIX}:{{{api}}}:permits:{name}"
+
+
+def bucket(api: str, name: str, sharer: str) -> str:
+    """Hash: a rate limit as the times to which it is used up."""
+    return f"{_PREFIX}:{{{api}}}:bucket:{name}:{sharer}"
+
+
+def seats(api: str, name: str, sharer: str) -> str:
+    """Sorted set: the calls in flight, by the end of their lease."""
+    return f"{_PREFIX}:{{{api}}}:seats:{name}:{sharer}"
+
+
+def gate(api: str, sharer: str) -> str:
+    """Hash: until when the server wants to hear nothing from this sharer."""
+    return f"{_PREFIX}:{{{api}}}:gate:{sharer}"
+
+
+def ticket(api: str, id_: str) -> str:
+    """Hash: the slots reserved for one waiting call."""
+    return f"{_PREFIX}:{{{api}}}:ticket:{id_}"
+
+
+def since(api: str) -> str:
+    """String: since when this store knows about every call to the API."""
+    return f"{_PREFIX}:{{{api}}}:since"

@@ -1,0 +1,172 @@
+-- admit(): may one call start now? Nothing is spent unless every circuit, gate, seat and bucket agrees.
+--
+-- KEYS      ticket   hash: issued, end, and bucket key → slot; all µs
+--           since    string: since when all calls are known, µs
+--           circuit and permits for each circuit; each gate; each sorted set of seats; each bucket
+-- ARGV      id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua);
+--           number of gates; number of seats and for each: seats, lease_us; number of buckets and each (bucket.lua)
+-- returns   {"go", now, changes, slowdown, {era · 2 + permit, …}, {slot, …}}
+--           {"wait", now, changes, wait_us, with_ticket, reason, index}
+--           {"refuse", now, changes, index, state, until_us, failures}
+--           changes: index, old, new, reason, … flat
+
+local function read_request()
+  local r = {ticket = key(), since = key(), id = text(), has_ticket = number() == 1, live = number() == 1,
+    since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, slow = 1}
+  for i = 1, number() do
+    local c = read_circuit(i - 1)
+    wake(c, r.changes)
+    r.slow = math.max(r.slow, slowdown(c))
+    r.circuits[i] = c
+  end
+  for i = 1, number() do
+    local kept = redis.call("HMGET", key(), "closed", "until")
+    r.gates[i] = {closed = tonumber(kept[1]) or 0, ["until"] = tonumber(kept[2]) or 0}
+  end
+  for i = 1, number() do r.seats[i] = {key = key(), seats = number(), lease = number()} end
+  r.buckets = {}
+  for i = 1, number() do r.buckets[i] = read_bucket(i - 1, r.gates, r.slow) end
+  return r
+end
+
+-- Since when this store knows of every call: now, if it knows nothing yet.
+local function known_since(r)
+  if #r.seats + #r.buckets == 0 then return 0 end
+  local since = tonumber(redis.call("GET", r.since))
+  if since then
+    keep(r.since, r.since_ttl)
+    return since
+  end
+  redis.call("SET", r.since, string.format("%.0f", now), "PX", r.since_ttl)
+  return now
+end
+
+local function wait(r, wait_us, with_ticket, reason, index)
+  return {"wait", now, r.changes, wait_us, with_ticket and 1 or 0, reason, index}
+end
+
+local function circuits_say(r)
+  for _, c in ipairs(r.circuits) do
+    if c.state == "open" or c.state == "forced_open" then
+      local till = c["until"] > 0 and c["until"] or now + c.policy.open
+      return {"refuse", now, r.changes, c.index, c.state, till, c.failures}
+    end
+  end
+  for _, c in ipairs(r.circuits) do
+    if c.state == "half_open" and free_permits(c) == 0 then
+      return wait(r, PERMIT_WAIT_US, r.has_ticket, "half_open", c.index)
+    end
+  end
+end
+
+local function gates_say(r)
+  for i, gate in ipairs(r.gates) do
+    if now < gate["until"] then return wait(r, gate["until"] - now, false, "gate", i - 1) end
+  end
+end
+
+local function seats_say(r, since)
+  for i, seat in ipairs(r.seats) do
+    if now < since + seat.lease then
+      return wait(r, since + seat.lease - now, r.has_ticket, "seats", i - 1)
+    end
+    redis.call("ZREMRANGEBYSCORE", seat.key, "-inf", now)
+    if redis.call("ZCARD", seat.key) >= seat.seats then
+      return wait(r, SEAT_WAIT_US, r.has_ticket, "seats", i - 1)
+    end
+  end
+end
+
+-- The slots of the ticket, unless it is unknown or a gate has closed since.
+local function read_slots(r)
+  local slots = {}
+  if not (r.live and r.has_ticket) then return slots end
+  local kept = redis.call("HGETALL", r.ticket)
+  for i = 1, #kept, 2 do slots[kept[i]] = tonumber(kept[i + 1]) end
+  if not slots.issued or slots["end"] <= now then return {} end
+  for _, gate in ipairs(r.gates) do
+    if slots.issued <= gate.closed then return {} end
+  end
+  return slots
+end
+
+local function wait_of(b, slots, live)
+  b.slot = slots[b.key]
+  if b.slot and now < b.slot then return b.slot - now end
+  local late = b.slot and over(b.started, b.cost, b.room)
+  if late and (late <= 0 or now - b.slot <= LATE_US) then return late end
+  b.slot = nil
+  local longest = over(b.booked, b.cost, b.room)
+  if not live and b.share < 1 and now - b.live < LIVE_SEEN_US then
+    longest = math.max(longest, over(b.backfill, backfill_pace(b)))
+  end
+  return longest
+end
+
+-- Reserve a slot. It leaves half of the burst as slack: who comes a little late still finds room.
+local function book(r, b, wait_us)
+  b.booked = math.max(b.booked, now) + b.cost
+  wait_us = wait_us + math.floor((b.room - b.cost) / 2)
+  local slot = now + wait_us
+  redis.call("HSET", r.ticket, "issued", now, "end", slot + TICKET_KEPT_US, b.key, slot)
+  keep(r.ticket, math.ceil((wait_us + TICKET_KEPT_US) / 1000))
+  return wait_us
+end
+
+local function buckets_say(r, since)
+  local slots, binding, longest = read_slots(r), nil, 0
+  if r.live and r.has_ticket and not slots.issued then redis.call("DEL", r.ticket) end
+  for _, b in ipairs(r.buckets) do
+    settle_bucket(b, since)
+    local wait_us = wait_of(b, slots, r.live)
+    if wait_us > longest then binding, longest = b, wait_us end
+    if r.live and b.share < 1 then b.live, b.seen = now, true end
+  end
+  if not binding then return end
+  local booking = r.live and not binding.slot
+  if booking then longest = book(r, binding, longest) end
+  for _, b in ipairs(r.buckets) do
+    if b.seen or b.missing or (booking and b == binding) then save_bucket(b) end
+  end
+  return wait(r, longest, r.live, "rate", binding.index)
+end
+
+local function spend(b, live)
+  b.started = math.max(b.started, now) + b.cost
+  if not b.slot then b.booked = math.max(b.booked, now) + b.cost end
+  b.booked = math.max(b.booked, b.started)
+  if not live and b.share < 1 then
+    local cost, room = backfill_pace(b)
+    b.backfill = math.min(math.max(b.backfill, now) + cost, now + room)
+  end
+  save_bucket(b)
+end
+
+local function start(r)
+  local eras, slots = {}, {}
+  for i, c in ipairs(r.circuits) do
+    local permit = c.state == "half_open"
+    if permit then
+      redis.call("ZREMRANGEBYSCORE", c.permits, "-inf", now)
+      redis.call("ZADD", c.permits, now + c.policy.lease, r.id)
+      keep(c.permits)
+    end
+    eras[i] = c.era * 2 + (permit and 1 or 0)
+  end
+  for _, seat in ipairs(r.seats) do
+    redis.call("ZADD", seat.key, now + seat.lease, r.id)
+    keep(seat.key)
+  end
+  for i, b in ipairs(r.buckets) do
+    spend(b, r.live)
+    slots[i] = b.started
+  end
+  if r.has_ticket then redis.call("DEL", r.ticket) end
+  return {"go", now, r.changes, r.slow, eras, slots}
+end
+
+local function admit()
+  local r = read_request()
+  local since = known_since(r)
+  return circuits_say(r) or gates_say(r) or seats_say(r, since) or buckets_say(r, since) or start(r)
+end

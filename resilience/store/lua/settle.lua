@@ -1,0 +1,125 @@
+-- settle(): what a call's end says; gives back what the call held.
+--
+-- KEYS      circuit and permits for each circuit; each gate (hash: closed, until, strikes); each sorted set of
+--           seats; the bucket the server reported on, if any
+-- ARGV      id, kind, started_us, retry_after_us (-1: none named); number of circuits and each (circuit.lua) with
+--           era and permit (0/1); number of gates; number of seats; number of buckets and for it: how far from
+--           now it is used up, in µs, and its ttl_ms
+-- returns   {now, changes}; changes: index, old, new, reason, … flat
+
+local function open(c, reason, changes)
+  local recovering = c.state == "half_open" or slowdown(c) > 1
+  local grown = recovering and c.open > 0 and math.floor(c.open * c.policy.growth) or c.policy.open
+  c.open = math.min(grown, c.policy.open_max)
+  c["until"] = now + c.open
+  turn(c, "open", reason, changes)
+end
+
+-- Calls and failures of the window; slices are reused in a ring.
+local function count(c, failed)
+  local tick = math.floor(now / math.floor(c.policy.window / #RING))
+  local own, calls, failures = tick % #RING + 1, 0, 0
+  local kept = failed and redis.call("HMGET", c.key, unpack(RING)) or {}
+  if not failed then kept[own] = redis.call("HGET", c.key, RING[own]) end
+  for i = 1, #RING do
+    local t, n, f = string.match(kept[i] or "", "(%d+):(%d+):(%d+)")
+    t, n, f = tonumber(t) or 0, tonumber(n) or 0, tonumber(f) or 0
+    if i == own then
+      if t ~= tick then n, f = 0, 0 end
+      t, n, f = tick, n + 1, f + (failed and 1 or 0)
+      redis.call("HSET", c.key, RING[i], string.format("%.0f:%.0f:%.0f", t, n, f))
+      keep(c.key)
+    end
+    if t > tick - #RING then calls, failures = calls + n, failures + f end
+  end
+  return calls, failures
+end
+
+local function learn_from_call(c, failed, changes)
+  local before = c.failures
+  c.failures = failed and before + 1 or 0
+  if c.failures ~= before then
+    redis.call("HSET", c.key, "failures", c.failures)
+    keep(c.key)
+  end
+  local calls, failures = 0, 0
+  if c.policy.rate > 0 then calls, failures = count(c, failed) end
+  if not failed then return end
+  if c.policy.failures > 0 and c.failures >= c.policy.failures then
+    return open(c, "consecutive failures", changes)
+  end
+  if c.policy.rate > 0 and calls >= c.policy.min_calls and failures >= c.policy.rate * calls then
+    open(c, "failure rate", changes)
+  end
+end
+
+local function learn_from_probe(c, failed, changes)
+  if failed then
+    c.bad, c.failures = c.bad + 1, c.failures + 1
+    if c.policy.probes - c.bad < c.policy.successes then return open(c, "probes failed", changes) end
+  else
+    c.good = c.good + 1
+    if c.good >= c.policy.successes then
+      c.failures, c["until"], c.closed = 0, 0, now
+      return turn(c, "closed", "probes succeeded", changes)
+    end
+  end
+  redis.call("HSET", c.key, "good", c.good, "bad", c.bad, "failures", c.failures)
+end
+
+-- A call of an earlier era, or one whose permit has run out, says nothing about this one.
+local function learn(c, id, kind, era, permit, changes)
+  if permit then
+    local lent_till = tonumber(redis.call("ZSCORE", c.permits, id)) or 0
+    redis.call("ZREM", c.permits, id)
+    if lent_till <= now then return end
+  end
+  if era ~= c.era or (kind ~= "success" and kind ~= "failure") then return end
+  if c.state == "half_open" then return learn_from_probe(c, kind == "failure", changes) end
+  if c.state == "closed" then learn_from_call(c, kind == "failure", changes) end
+end
+
+-- Close the gate on a 429. The calls that were in flight when it closed tell nothing new.
+local function hear(gate, kind, started, retry_after)
+  local throttled = kind == "throttled" or kind == "banned"
+  if not throttled and kind ~= "success" then return end
+  local kept = redis.call("HMGET", gate, "until", "strikes")
+  local till, strikes = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
+  local news = started >= till
+  if not throttled then
+    if news and strikes > 0 then redis.call("HSET", gate, "strikes", 0) end
+    return
+  end
+  local asked = 0
+  if retry_after >= 0 then
+    asked = now + math.max(retry_after, GATE_LEAST_US)
+  elseif news then
+    asked = now + math.min(GATE_FIRST_US * 2 ^ strikes, GATE_MOST_US)
+    strikes = math.min(strikes + 1, 10)
+  end
+  if asked > till then
+    redis.call("HSET", gate, "closed", now, "until", asked, "strikes", strikes)
+    keep(gate, math.ceil((asked - now) / 1000) + DAY_MS)
+  end
+end
+
+-- Believe a server that says less is left than we think; never one that says more.
+local function correct(bucket, used_up, ttl_ms)
+  local kept = redis.call("HMGET", bucket, "started", "booked")
+  local started = tonumber(kept[1])
+  if not started or used_up <= math.max(started, now) then return end
+  redis.call("HSET", bucket, "started", used_up, "booked", math.max(tonumber(kept[2]), used_up))
+  keep(bucket, ttl_ms)
+end
+
+local function settle()
+  local changes, id, kind, started, retry_after = {}, text(), text(), number(), number()
+  for i = 1, number() do
+    local c = read_circuit(i - 1)
+    learn(c, id, kind, number(), number() == 1, changes)
+  end
+  for _ = 1, number() do hear(key(), kind, started, retry_after) end
+  for _ = 1, number() do redis.call("ZREM", key(), id) end
+  for _ = 1, number() do correct(key(), now + number(), number()) end
+  return {now, changes}
+end

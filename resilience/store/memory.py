@@ -1,0 +1,496 @@
+"""The store in one process, in plain Python: for scripts, for tests, and to read what the Redis scripts do.
+
+It forgets everything when the process ends, and other processes know nothing of it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+
+from resilience.store import (
+    GATE_FIRST_US,
+    GATE_LEAST_US,
+    GATE_MOST_US,
+    LATE_US,
+    LIVE_SEEN_US,
+    PERMIT_WAIT_US,
+    SEAT_WAIT_US,
+    SLICES,
+    TICKET_KEPT_US,
+    Answer,
+    Change,
+    CircuitSpec,
+    CircuitState,
+    Delay,
+    Denial,
+    Grant,
+    Kind,
+    RateSpec,
+    Reading,
+    Report,
+    Request,
+    Route,
+    SeatSpec,
+    keys,
+)
+
+
+def wall_clock_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+@dataclass(slots=True)
+class _Circuit:
+    """An era is the time between two transitions: what a call of an earlier era says comes too late."""
+
+    state: CircuitState = CircuitState.CLOSED
+    era: int = 0
+    failures: int = 0
+    until_us: int = 0
+    open_us: int = 0
+    closed_us: int = 0
+    good: int = 0
+    bad: int = 0
+    slices: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    permits: dict[str, int] = field(default_factory=dict)
+
+    def turn(self, state: CircuitState, reason: str, now: int, index: int = 0) -> Change:
+        change = Change(index, self.state, state, reason, now)
+        self.state, self.era = state, self.era + 1
+        self.good = self.bad = 0
+        self.slices.clear()
+        self.permits.clear()
+        return change
+
+    def wake(self, now: int, index: int = 0) -> Change | None:
+        """Nobody watches the clock: who asks first after the time is over moves the circuit on."""
+        if not 0 < self.until_us <= now:
+            return None
+        self.until_us = 0
+        if self.state is CircuitState.OPEN:
+            return self.turn(CircuitState.HALF_OPEN, "open time over", now, index)
+        self.failures = self.open_us = self.closed_us = 0
+        return self.turn(CircuitState.CLOSED, "override over", now, index)
+
+    def free_permits(self, spec: CircuitSpec, now: int) -> int:
+        self.permits = {id_: end for id_, end in self.permits.items() if end > now}
+        return max(0, spec.probes - len(self.permits) - self.good - self.bad)
+
+    def slowdown(self, spec: CircuitSpec, now: int) -> int:
+        """Just closed, a service gets 25 %, then 50 % of the limit: a call costs 4 times, twice as much."""
+        if not self.closed_us:
+            return 1
+        since_us = now - self.closed_us
+        return 4 if since_us < spec.step_us else 2 if since_us < 2 * spec.step_us else 1
+
+    def open(self, spec: CircuitSpec, reason: str, now: int, index: int) -> Change:
+        """Open longer than the last time, unless the circuit had closed for good since."""
+        recovering = self.state is CircuitState.HALF_OPEN or self.slowdown(spec, now) > 1
+        grown = math.floor(self.open_us * spec.growth) if recovering and self.open_us else spec.open_us
+        self.open_us = min(grown, spec.open_max_us)
+        self.until_us = now + self.open_us
+        return self.turn(CircuitState.OPEN, reason, now, index)
+
+    def close(self, reason: str, now: int, index: int) -> Change:
+        self.failures = self.until_us = 0
+        self.closed_us = now
+        return self.turn(CircuitState.CLOSED, reason, now, index)
+
+    def learn(self, spec: CircuitSpec, *, failed: bool, now: int, index: int) -> Change | None:
+        if self.state is CircuitState.HALF_OPEN:
+            return self._learn_from_probe(spec, failed=failed, now=now, index=index)
+        if self.state is CircuitState.CLOSED:
+            return self._learn_from_call(spec, failed=failed, now=now, index=index)
+        return None
+
+    def _learn_from_probe(self, spec: CircuitSpec, *, failed: bool, now: int, index: int) -> Change | None:
+        if failed:
+            self.bad += 1
+            self.failures += 1
+            if spec.probes - self.bad < spec.successes:
+                return self.open(spec, "probes failed", now, index)
+            return None
+        self.good += 1
+        return self.close("probes succeeded", now, index) if self.good >= spec.successes else None
+
+    def _learn_from_call(self, spec: CircuitSpec, *, failed: bool, now: int, index: int) -> Change | None:
+        self.failures = self.failures + 1 if failed else 0
+        calls, failures = self._count(spec, failed=failed, now=now) if spec.rate else (0, 0)
+        if not failed:
+            return None
+        if spec.failures and self.failures >= spec.failures:
+            return self.open(spec, "consecutive failures", now, index)
+        if spec.rate and calls >= spec.min_calls and failures >= spec.rate * calls:
+            return self.open(spec, "failure rate", now, index)
+        return None
+
+    def _count(self, spec: CircuitSpec, *, failed: bool, now: int) -> tuple[int, int]:
+        """Calls and failures of the window; slices are reused in a ring."""
+        tick = now // (spec.window_us // SLICES)
+        kept, calls, failures = self.slices.get(tick % SLICES, (tick, 0, 0))
+        if kept != tick:
+            calls = failures = 0
+        self.slices[tick % SLICES] = (tick, calls + 1, failures + failed)
+        recent = [slice_ for slice_ in self.slices.values() if slice_[0] > tick - SLICES]
+        return sum(slice_[1] for slice_ in recent), sum(slice_[2] for slice_ in recent)
+
+
+@dataclass(slots=True)
+class _Gate:
+    """Closed from `closed_us` to `until_us`; `strikes` counts the 429s in a row that named no wait."""
+
+    closed_us: int = 0
+    until_us: int = 0
+    strikes: int = 0
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A token bucket as the times to which it is used up (GCRA).
+
+    `booked_us` counts the calls that started or have a slot, `started_us` only those that really started: a
+    slot tells a call when to come, but what keeps the limit in every window is that nothing starts unless
+    `started_us` has room. `backfill_us` is the pace of backfills while live work was seen (`live_us`).
+    """
+
+    booked_us: int
+    started_us: int
+    backfill_us: int = 0
+    live_us: int = 0
+    gate_us: int = 0
+
+
+@dataclass(slots=True)
+class _Ticket:
+    issued_us: int
+    end_us: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Need:
+    """What one call needs of one rate limit: it has to wait `wait_us` more, for a slot if it has none."""
+
+    spec: RateSpec
+    bucket: _Bucket
+    cost: int
+    room: int
+    slot: int | None
+    wait_us: int = 0
+
+
+class MemoryStore:
+    """The shared state of one process. Thread-safe; nothing here waits or does I/O."""
+
+    def __init__(self, *, now_us: Callable[[], int] = wall_clock_us) -> None:
+        self._now_us = now_us
+        self._lock = Lock()
+        self._circuits: dict[str, _Circuit] = {}
+        self._buckets: dict[str, _Bucket] = {}
+        self._gates: dict[str, _Gate] = {}
+        self._seats: dict[str, dict[str, int]] = {}
+        self._tickets: dict[str, _Ticket] = {}
+        self._since: dict[str, int] = {}
+
+    def admit(self, request: Request) -> Answer:
+        """See `Store.admit`."""
+        with self._lock:
+            return self._admit(request, self._now_us())
+
+    def settle(self, report: Report) -> tuple[Change, ...]:
+        """See `Store.settle`."""
+        with self._lock:
+            return self._settle(report, self._now_us())
+
+    def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
+        """See `Store.settle_and_admit`."""
+        with self._lock:
+            now = self._now_us()
+            return self._settle(report, now), self._admit(request, now)
+
+    def release(self, grant: Grant) -> None:
+        """See `Store.release`."""
+        route, id_ = grant.request.route, grant.request.id
+        with self._lock:
+            for circuit in route.circuits:
+                self._circuit(circuit).permits.pop(id_, None)
+            for seat in route.seats:
+                self._taken(seat).pop(id_, None)
+            for rate, slot, cost in zip(route.rates, grant.slots, grant.costs, strict=True):
+                bucket = self._buckets.get(keys.bucket(rate.api, rate.name, rate.sharer))
+                if bucket and bucket.started_us == slot:
+                    bucket.started_us -= cost
+                    if bucket.booked_us == slot:
+                        bucket.booked_us -= cost
+
+    def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
+        """See `Store.circuits`."""
+        with self._lock:
+            now = self._now_us()
+            return [self._read(self._circuit(spec), spec, now) for spec in specs]
+
+    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
+        """See `Store.move`."""
+        with self._lock:
+            now, circuit = self._now_us(), self._circuit(spec)
+            if state is CircuitState.OPEN:
+                circuit.open_us = spec.open_us
+                until_us = until_us or now + spec.open_us
+            if state is CircuitState.CLOSED:
+                circuit.failures = circuit.open_us = circuit.closed_us = 0
+            circuit.until_us = until_us
+            change = circuit.turn(state, "by hand", now)
+            return change if change.old is not state else None
+
+    def mark_fresh(self, apis: Iterable[str]) -> None:
+        """See `Store.mark_fresh`."""
+        with self._lock:
+            for api in apis:
+                self._since.setdefault(api, 1)
+
+    def _circuit(self, spec: CircuitSpec) -> _Circuit:
+        key = keys.circuit(spec.api, spec.name)
+        return self._circuits.get(key) or self._circuits.setdefault(key, _Circuit())
+
+    def _gate(self, api: str, sharer: str) -> _Gate:
+        key = keys.gate(api, sharer)
+        return self._gates.get(key) or self._gates.setdefault(key, _Gate())
+
+    def _taken(self, spec: SeatSpec) -> dict[str, int]:
+        return self._seats.setdefault(keys.seats(spec.api, spec.name, spec.sharer), {})
+
+    @staticmethod
+    def _read(circuit: _Circuit, spec: CircuitSpec, now: int) -> Reading:
+        over = 0 < circuit.until_us <= now
+        if not over:
+            free = circuit.free_permits(spec, now) if circuit.state is CircuitState.HALF_OPEN else 0
+            return Reading(circuit.state, circuit.until_us, free, circuit.failures, circuit.good)
+        if circuit.state is CircuitState.OPEN:
+            return Reading(CircuitState.HALF_OPEN, 0, spec.probes, circuit.failures, 0)
+        return Reading(CircuitState.CLOSED, 0, 0, 0, 0)
+
+    def _admit(self, request: Request, now: int) -> Answer:
+        route, changes = request.route, []
+        since = self._since.setdefault(route.api, now) if route.rates or route.seats else 0
+        circuits = [self._circuit(spec) for spec in route.circuits]
+        for index, circuit in enumerate(circuits):
+            if change := circuit.wake(now, index):
+                changes.append(change)
+        answer = (
+            self._denial(route, circuits, now)
+            or self._permit_delay(request, circuits, now)
+            or self._gate_delay(route, now)
+            or self._seat_delay(request, since, now)
+            or self._rates(request, circuits, since, now)
+        )
+        return replace(answer, changes=tuple(changes)) if changes else answer
+
+    def _rates(self, request: Request, circuits: list[_Circuit], since: int, now: int) -> Delay | Grant:
+        specs = request.route.circuits
+        slowdown = max((c.slowdown(spec, now) for c, spec in zip(circuits, specs, strict=True)), default=1)
+        needs = self._needs(request, slowdown, since, now)
+        return self._rate_delay(request, needs, now) or self._start(request, circuits, needs, now)
+
+    @staticmethod
+    def _denial(route: Route, circuits: list[_Circuit], now: int) -> Denial | None:
+        for index, circuit in enumerate(circuits):
+            if circuit.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}:
+                until = circuit.until_us or now + route.circuits[index].open_us
+                return Denial(index, circuit.state.value, until, circuit.failures)
+        return None
+
+    @staticmethod
+    def _permit_delay(request: Request, circuits: list[_Circuit], now: int) -> Delay | None:
+        for circuit, spec in zip(circuits, request.route.circuits, strict=True):
+            if circuit.state is CircuitState.HALF_OPEN and not circuit.free_permits(spec, now):
+                return Delay(PERMIT_WAIT_US, request.ticket, "half_open", spec.name)
+        return None
+
+    def _gate_delay(self, route: Route, now: int) -> Delay | None:
+        for sharer in route.gates:
+            until = self._gate(route.api, sharer).until_us
+            if now < until:
+                return Delay(until - now, None, "gate", sharer)
+        return None
+
+    def _seat_delay(self, request: Request, since: int, now: int) -> Delay | None:
+        for spec in request.route.seats:
+            if now < since + spec.lease_us:
+                return Delay(since + spec.lease_us - now, request.ticket, "seats", spec.name)
+            taken = self._taken(spec)
+            for id_ in [id_ for id_, end in taken.items() if end <= now]:
+                del taken[id_]
+            if len(taken) >= spec.seats:
+                return Delay(SEAT_WAIT_US, request.ticket, "seats", spec.name)
+        return None
+
+    def _needs(self, request: Request, slowdown: int, since: int, now: int) -> list[_Need]:
+        """How long each rate limit makes this call wait."""
+        slots = self._slots(request, now) if request.live else {}
+        needs = []
+        for spec in request.route.rates:
+            bucket = self._bucket(spec, since)
+            cost = math.ceil(request.weight * spec.unit_us) * slowdown
+            room = max(spec.burst_us, cost)
+            need = _Need(spec, bucket, cost, room, slots.get(bucket_name(spec)))
+            if need.slot is not None:
+                self._wait_of_ticket(need, now)
+            else:
+                need.wait_us = max(bucket.booked_us, now) + cost - room - now
+            if request.live:
+                bucket.live_us = now
+            elif spec.share < 1 and now - bucket.live_us < LIVE_SEEN_US:
+                cost, room = backfill_pace(spec, cost)
+                need.wait_us = max(need.wait_us, max(bucket.backfill_us, now) + cost - room - now)
+            needs.append(need)
+        return needs
+
+    def _slots(self, request: Request, now: int) -> dict[str, int]:
+        """The slots of a ticket, unless it is unknown or a gate has closed since."""
+        ticket = self._tickets.get(request.ticket or "")
+        closed = max(self._gate(request.route.api, sharer).closed_us for sharer in request.route.gates)
+        if ticket is None or ticket.end_us <= now or ticket.issued_us <= closed:
+            return {}
+        return ticket.slots
+
+    @staticmethod
+    def _wait_of_ticket(need: _Need, now: int) -> None:
+        assert need.slot is not None
+        if now < need.slot:
+            need.wait_us = need.slot - now
+            return
+        need.wait_us = max(need.bucket.started_us, now) + need.cost - need.room - now
+        if need.wait_us > 0 and now - need.slot > LATE_US:
+            need.slot = None
+            need.wait_us = max(need.bucket.booked_us, now) + need.cost - need.room - now
+
+    def _bucket(self, spec: RateSpec, since: int) -> _Bucket:
+        """A bucket found missing was empty when the store began to know; a gate leaves one empty."""
+        empty = since + spec.burst_us
+        bucket = self._buckets.setdefault(
+            keys.bucket(spec.api, spec.name, spec.sharer), _Bucket(empty, empty)
+        )
+        gate = self._gate(spec.api, spec.sharer)
+        if gate.closed_us > bucket.gate_us:
+            bucket.gate_us = gate.closed_us
+            bucket.started_us = bucket.booked_us = max(bucket.started_us, gate.until_us + spec.burst_us)
+        return bucket
+
+    def _rate_delay(self, request: Request, needs: list[_Need], now: int) -> Delay | None:
+        binding = max(needs, key=lambda need: need.wait_us, default=None)
+        if binding is None or binding.wait_us <= 0:
+            return None
+        if request.live and binding.slot is None:
+            self._book(request, binding, now)
+        ticket = (request.ticket or request.id) if request.live else None
+        return Delay(binding.wait_us, ticket, "rate", binding.spec.name)
+
+    def _book(self, request: Request, need: _Need, now: int) -> None:
+        """Reserve a slot. It leaves half of the burst as slack: who comes a little late still finds room."""
+        bucket = need.bucket
+        bucket.booked_us = max(bucket.booked_us, now) + need.cost
+        need.wait_us += (need.room - need.cost) // 2
+        slots = self._slots(request, now)
+        slot = now + need.wait_us
+        ticket = _Ticket(now, slot + TICKET_KEPT_US, {**slots, bucket_name(need.spec): slot})
+        self._tickets[request.ticket or request.id] = ticket
+        if len(self._tickets) % 1000 == 0:
+            self._tickets = {id_: kept for id_, kept in self._tickets.items() if kept.end_us > now}
+
+    def _start(self, request: Request, circuits: list[_Circuit], needs: list[_Need], now: int) -> Grant:
+        route = request.route
+        permits = tuple(circuit.state is CircuitState.HALF_OPEN for circuit in circuits)
+        for circuit, spec, permit in zip(circuits, route.circuits, permits, strict=True):
+            if permit:
+                circuit.permits[request.id] = now + spec.lease_us
+        for seat in route.seats:
+            self._taken(seat)[request.id] = now + seat.lease_us
+        for need in needs:
+            self._spend(need, now, live=request.live)
+        if request.ticket:
+            self._tickets.pop(request.ticket, None)
+        eras = tuple(circuit.era for circuit in circuits)
+        slots = tuple(need.bucket.started_us for need in needs)
+        return Grant(request, now, eras, permits, slots, tuple(need.cost for need in needs))
+
+    @staticmethod
+    def _spend(need: _Need, now: int, *, live: bool) -> None:
+        bucket = need.bucket
+        bucket.started_us = max(bucket.started_us, now) + need.cost
+        if need.slot is None:
+            bucket.booked_us = max(bucket.booked_us, now) + need.cost
+        bucket.booked_us = max(bucket.booked_us, bucket.started_us)
+        if not live and need.spec.share < 1:
+            cost, room = backfill_pace(need.spec, need.cost)
+            bucket.backfill_us = min(max(bucket.backfill_us, now) + cost, now + room)
+
+    def _settle(self, report: Report, now: int) -> tuple[Change, ...]:
+        request = report.grant.request
+        changes = []
+        for index, spec in enumerate(request.route.circuits):
+            if change := self._learn(report, index, self._circuit(spec), now):
+                changes.append(change)
+        for seat in request.route.seats:
+            self._taken(seat).pop(request.id, None)
+        for sharer in request.route.gates:
+            self._hear(report, self._gate(request.route.api, sharer), now)
+        self._correct(report, now)
+        return tuple(changes)
+
+    @staticmethod
+    def _learn(report: Report, index: int, circuit: _Circuit, now: int) -> Change | None:
+        grant = report.grant
+        if grant.permits[index] and circuit.permits.pop(grant.request.id, 0) <= now:
+            return None
+        if grant.eras[index] != circuit.era or report.kind not in {Kind.SUCCESS, Kind.FAILURE}:
+            return None
+        spec = grant.request.route.circuits[index]
+        return circuit.learn(spec, failed=report.kind is Kind.FAILURE, now=now, index=index)
+
+    @staticmethod
+    def _hear(report: Report, gate: _Gate, now: int) -> None:
+        """Close the gate on a 429. The calls that were in flight when it closed tell nothing new."""
+        news = report.grant.started_us >= gate.until_us
+        if report.kind is Kind.SUCCESS and news:
+            gate.strikes = 0
+        if report.kind not in {Kind.THROTTLED, Kind.BANNED}:
+            return
+        until = 0
+        if report.retry_after_us is not None:
+            until = now + max(report.retry_after_us, GATE_LEAST_US)
+        elif news:
+            until = now + min(GATE_FIRST_US * 2**gate.strikes, GATE_MOST_US)
+            gate.strikes = min(gate.strikes + 1, 10)
+        if until > gate.until_us:
+            gate.closed_us, gate.until_us = now, until
+
+    def _correct(self, report: Report, now: int) -> None:
+        """Believe a server that says less is left than we think; never one that says more.
+
+        Until the server's window ends no more than `remaining` may start, so the bucket is set back as far as
+        it would refill until then.
+        """
+        if report.remaining is None:
+            return
+        spec = next((spec for spec in report.grant.request.route.rates if spec.reported), None)
+        bucket = spec and self._buckets.get(keys.bucket(spec.api, spec.name, spec.sharer))
+        if not spec or not bucket:
+            return
+        used_up = now + spec.burst_us + report.reset_us - math.floor(max(report.remaining, 0) * spec.unit_us)
+        if used_up > max(bucket.started_us, now):
+            bucket.started_us = used_up
+            bucket.booked_us = max(bucket.booked_us, used_up)
+
+
+def bucket_name(spec: RateSpec) -> str:
+    """How a ticket names the bucket of one of its slots."""
+    return f"{spec.name}:{spec.sharer}"
+
+
+def backfill_pace(spec: RateSpec, cost: int) -> tuple[int, int]:
+    """Cost and room of a backfill call in the share that live work leaves."""
+    cost = math.ceil(cost / spec.share)
+    return cost, max(math.ceil(spec.burst_us / spec.share), cost)

@@ -1,0 +1,334 @@
+"""The store in Redis: every decision is one script, on the clock of Redis.
+
+A command costs ten times more in the client than in Redis, so a connection is used directly: a write and a
+read per decision. Losing a connection is healed once; if Redis is away, `StoreUnavailableError` says so.
+"""
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from resilience import store
+from resilience.errors import StoreUnavailableError
+from resilience.store import (
+    DAY_US,
+    Answer,
+    Change,
+    CircuitSpec,
+    CircuitState,
+    Delay,
+    Denial,
+    Grant,
+    Reading,
+    Report,
+    Request,
+    Route,
+    keys,
+)
+
+_CONSTANTS = (
+    "LATE_US",
+    "TICKET_KEPT_US",
+    "LIVE_SEEN_US",
+    "PERMIT_WAIT_US",
+    "SEAT_WAIT_US",
+    "GATE_LEAST_US",
+    "GATE_FIRST_US",
+    "GATE_MOST_US",
+)
+_DAY_MS = DAY_US // 1000
+_STATES = {state.value.encode(): state for state in CircuitState}
+
+
+class _Script(NamedTuple):
+    source: str
+    sha: str
+
+
+def _compose(parts: Sequence[str], call: str) -> _Script:
+    """A script is the constants of `resilience.store`, its parts one after the other, and a call."""
+    constants = [f"local {name} = {getattr(store, name)}" for name in _CONSTANTS]
+    constants.append(f"local DAY_MS = {_DAY_MS}")
+    folder = files("resilience.store") / "lua"
+    bodies = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts]
+    source = "\n".join([*constants, *bodies, call])
+    return _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+_ADMIT = _compose(("wire", "circuit", "bucket", "admit"), "return admit()")
+_SETTLE = _compose(("wire", "circuit", "settle"), "return settle()")
+_SETTLE_AND_ADMIT = _compose(
+    ("wire", "circuit", "bucket", "settle", "admit"), "local settled = settle()\nreturn {settled, admit()}"
+)
+_RELEASE = _compose(("wire", "release"), "return release()")
+_MOVE = _compose(("wire", "circuit", "move"), "return move()")
+_VIEW = _compose(("wire", "circuit", "view"), "return view()")
+
+
+class _Wire:
+    """What of a route's keys and arguments never changes."""
+
+    def __init__(self, route: Route) -> None:
+        api = route.api
+        self.since = keys.since(api)
+        self.permits = [keys.permits(api, spec.name) for spec in route.circuits]
+        self.circuits = [
+            key
+            for spec in route.circuits
+            for key in (keys.circuit(api, spec.name), keys.permits(api, spec.name))
+        ]
+        self.gates = [keys.gate(api, sharer) for sharer in route.gates]
+        self.seats = [keys.seats(api, spec.name, spec.sharer) for spec in route.seats]
+        self.buckets = [keys.bucket(api, spec.name, spec.sharer) for spec in route.rates]
+        self.admit_keys = [self.since, *self.circuits, *self.gates, *self.seats, *self.buckets]
+        self.policies = [_policy(spec) for spec in route.circuits]
+        self.bucket_args = [
+            (route.gates.index(spec.sharer) + 1, spec.burst_us, spec.share, _ttl_ms(spec.window_us))
+            for spec in route.rates
+        ]
+        longest_us = max((spec.window_us for spec in route.rates), default=0)
+        self.since_ttl_ms = max(8 * _DAY_MS, 2 * longest_us // 1000)
+        self.before_buckets: list[Any] = [
+            len(route.circuits),
+            *(n for policy in self.policies for n in policy),
+        ]
+        self.before_buckets += [len(self.gates), len(self.seats)]
+        self.before_buckets += [n for spec in route.seats for n in (spec.seats, spec.lease_us)]
+        self.before_buckets.append(len(self.buckets))
+        self.reported = next((i for i, spec in enumerate(route.rates) if spec.reported), None)
+
+
+class RedisStore:
+    """The state that a fleet shares.
+
+    `url` as redis-py takes it (redis, rediss, unix). A reply later than `timeout_s` counts as none.
+    `now_us` replaces the clock of Redis, for tests. Thread-safe, and safe to use after a fork.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0, now_us: Callable[[], int] | None = None) -> None:
+        self._pool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=2**31,
+        )
+        self._now_us = now_us
+        self._idle: deque[Any] = deque()
+        self._pid = os.getpid()
+        self._wires: WeakKeyDictionary[Route, _Wire] = WeakKeyDictionary()
+
+    def admit(self, request: Request) -> Answer:
+        """See `Store.admit`."""
+        wire = self._wire(request.route)
+        reply = self._run(_ADMIT, _admit_keys(wire, request), _admit_args(wire, request))
+        return _answer(request, reply)
+
+    def settle(self, report: Report) -> tuple[Change, ...]:
+        """See `Store.settle`."""
+        wire = self._wire(report.grant.request.route)
+        return _changes(*self._run(_SETTLE, _settle_keys(wire, report), _settle_args(wire, report)))
+
+    def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
+        """See `Store.settle_and_admit`."""
+        before, after = self._wire(report.grant.request.route), self._wire(request.route)
+        settled, admitted = self._run(
+            _SETTLE_AND_ADMIT,
+            [*_settle_keys(before, report), *_admit_keys(after, request)],
+            [*_settle_args(before, report), *_admit_args(after, request)],
+        )
+        return _changes(*settled), _answer(request, admitted)
+
+    def release(self, grant: Grant) -> None:
+        """See `Store.release`."""
+        wire = self._wire(grant.request.route)
+        sets = [*wire.permits, *wire.seats]
+        slots = [n for pair in zip(grant.slots, grant.costs, strict=True) for n in pair]
+        self._run(_RELEASE, [*sets, *wire.buckets], [grant.request.id, len(sets), len(wire.buckets), *slots])
+
+    def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
+        """See `Store.circuits`."""
+        by_api: dict[str, list[int]] = {}
+        for index, spec in enumerate(specs):
+            by_api.setdefault(spec.api, []).append(index)
+        readings: dict[int, Reading] = {}
+        for indexes in by_api.values():
+            names = [specs[i] for i in indexes]
+            args = [len(names), *(n for spec in names for n in _policy(spec))]
+            for index, seen in zip(indexes, self._run(_VIEW, _circuit_keys(names), args), strict=True):
+                readings[index] = Reading(_STATES[seen[0]], *seen[1:])
+        return [readings[i] for i in range(len(specs))]
+
+    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
+        """See `Store.move`."""
+        reply = self._run(_MOVE, _circuit_keys([spec]), [*_policy(spec), state.value, until_us])
+        change = _changes(*reply)[0]
+        return change if change.old is not change.new else None
+
+    def mark_fresh(self, apis: Iterable[str]) -> None:
+        """See `Store.mark_fresh`."""
+        for api in apis:
+            self._command("SET", keys.since(api), 1, "NX", "PX", 8 * _DAY_MS)
+
+    def close(self) -> None:
+        """Drop the connections; the next question opens one again."""
+        while self._idle:
+            self._idle.pop().disconnect()
+
+    def _wire(self, route: Route) -> _Wire:
+        wire = self._wires.get(route)
+        if wire is None:
+            wire = self._wires[route] = _Wire(route)
+        return wire
+
+    def _run(self, script: _Script, names: Sequence[str], args: Sequence[Any]) -> Any:
+        now = "" if self._now_us is None else self._now_us()
+        try:
+            return self._command("EVALSHA", script.sha, len(names), *names, now, *args)
+        except NoScriptError:
+            return self._command("EVAL", script.source, len(names), *names, now, *args)
+
+    def _command(self, *command: Any) -> Any:
+        try:
+            try:
+                return self._ask(self._connection(), command)
+            except RedisTimeoutError:
+                raise
+            except RedisConnectionError:
+                # Idle connections die with the server that held them; a new one tells whether it is back.
+                self.close()
+                return self._ask(self._pool.make_connection(), command)
+        except NoScriptError:
+            raise
+        except RedisError as error:
+            raise StoreUnavailableError(f"Redis did not answer: {error}", cause=error) from error
+
+    def _connection(self) -> Any:
+        if self._pid != os.getpid():
+            self._idle, self._pid = deque(), os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._pool.make_connection()
+
+    def _ask(self, connection: Any, command: Sequence[Any]) -> Any:
+        connection.send_command(*command)
+        try:
+            return connection.read_response()
+        finally:
+            self._idle.append(connection)
+
+
+def _policy(spec: CircuitSpec) -> tuple[Any, ...]:
+    return (
+        spec.failures,
+        spec.rate,
+        spec.window_us,
+        spec.min_calls,
+        spec.open_us,
+        spec.growth,
+        spec.open_max_us,
+        spec.probes,
+        spec.successes,
+        spec.lease_us,
+        spec.step_us,
+    )
+
+
+def _circuit_keys(specs: Iterable[CircuitSpec]) -> list[str]:
+    return [
+        key
+        for spec in specs
+        for key in (keys.circuit(spec.api, spec.name), keys.permits(spec.api, spec.name))
+    ]
+
+
+def _ttl_ms(window_us: int) -> int:
+    return max(_DAY_MS, math.ceil(window_us / 1000))
+
+
+def _admit_keys(wire: _Wire, request: Request) -> list[str]:
+    return [keys.ticket(request.route.api, request.ticket or request.id), *wire.admit_keys]
+
+
+def _admit_args(wire: _Wire, request: Request) -> list[Any]:
+    args = [request.id, int(request.ticket is not None), int(request.live), wire.since_ttl_ms]
+    args += wire.before_buckets
+    for spec, (gate, burst_us, share, ttl_ms) in zip(request.route.rates, wire.bucket_args, strict=True):
+        args += (gate, math.ceil(request.weight * spec.unit_us), burst_us, share, ttl_ms)
+    return args
+
+
+def _settle_keys(wire: _Wire, report: Report) -> list[str]:
+    names = [*wire.circuits, *wire.gates, *wire.seats]
+    if report.remaining is not None and wire.reported is not None:
+        names.append(wire.buckets[wire.reported])
+    return names
+
+
+def _settle_args(wire: _Wire, report: Report) -> list[Any]:
+    grant = report.grant
+    retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
+    args = [grant.request.id, report.kind.value, grant.started_us, retry_after_us, len(wire.policies)]
+    for policy, era, permit in zip(wire.policies, grant.eras, grant.permits, strict=True):
+        args += (*policy, era, int(permit))
+    args += (len(wire.gates), len(wire.seats))
+    if report.remaining is None or wire.reported is None:
+        return [*args, 0]
+    spec = grant.request.route.rates[wire.reported]
+    left_us = math.floor(max(report.remaining, 0) * spec.unit_us)
+    return [*args, 1, spec.burst_us + report.reset_us - left_us, _ttl_ms(spec.window_us)]
+
+
+def _answer(request: Request, reply: list[Any]) -> Answer:
+    verdict, now, flat, *rest = reply
+    changes = _changes(now, flat) if flat else ()
+    if verdict == b"go":
+        slowdown, held, slots = rest
+        return Grant(
+            request,
+            now,
+            tuple(era // 2 for era in held),
+            tuple(era % 2 == 1 for era in held),
+            tuple(slots),
+            tuple(math.ceil(request.weight * spec.unit_us) * slowdown for spec in request.route.rates),
+            changes,
+        )
+    if verdict == b"refuse":
+        index, state, until_us, failures = rest
+        return Denial(index, state.decode(), until_us, failures, changes)
+    wait_us, with_ticket, reason, index = rest
+    ticket = (request.ticket or request.id) if with_ticket else None
+    return Delay(wait_us, ticket, reason.decode(), _key(request.route, reason.decode(), index), changes)
+
+
+def _key(route: Route, reason: str, index: int) -> str:
+    match reason:
+        case "half_open":
+            return route.circuits[index].name
+        case "gate":
+            return route.gates[index]
+        case "seats":
+            return route.seats[index].name
+        case _:
+            return route.rates[index].name
+
+
+def _changes(now: int, flat: list[Any]) -> tuple[Change, ...]:
+    return tuple(
+        Change(index, _STATES[old], _STATES[new], reason.decode(), now)
+        for index, old, new, reason in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    )
