@@ -133,7 +133,9 @@ units = Table(
     Column("reason", String(100)),
     Column("error", Json),
     Column("attempts", Integer, nullable=False, server_default="0"),  # failed real calls: decides giving up
-    Column("deliveries", Integer, nullable=False, server_default="0"),  # claims without progress: detects poison
+    Column(
+        "deliveries", Integer, nullable=False, server_default="0"
+    ),  # claims without progress: detects poison
     Column("throttles", Integer, nullable=False, server_default="0"),  # 429s in a row
     Column("token", Integer, nullable=False, server_default="0"),  # fence: whoever holds the newest may write
     Column("worker", String(200)),
@@ -150,6 +152,7 @@ units = Table(
     Column("retries", Integer, nullable=False, server_default="0"),
     Column("waits", Integer, nullable=False, server_default="0"),
     Column("waited_s", Float, nullable=False, server_default="0"),
+    Column("weight", Float, nullable=False, server_default="0"),  # what its calls cost of the limits
     Column("records", Integer, nullable=False, server_default="0"),
     Column("rate_limited", Boolean, nullable=False, default=False, server_default="0"),
     Column("finished_at", UtcDateTime),

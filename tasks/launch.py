@@ -1,0 +1,81 @@
+"""Publishes a wave's chord in one batch.
+
+`chord.apply_async` sends its header one message at a time, and leaves the launching process subscribed to
+every unit's result for ever. Here the same chord is written with kombu's batching producer from messages
+that Celery's own `as_task_v2` builds, after `set_chord_size` has told the result backend how many parts to
+wait for: the units return to it as to any chord.
+"""
+
+from typing import Any
+
+from celery import Celery, current_app
+from celery.canvas import Signature, chord
+from celery.utils import uuid
+
+
+def launch(wave: chord) -> None:
+    """Publish all units of a wave.
+
+    Raises kombu's OperationalError when the broker is away; units that were sent by then run all the same,
+    and the others are sent again by the reconciler, for SQL knows them as sent.
+    """
+    app: Celery = current_app._get_current_object()  # noqa: SLF001 - how Celery itself unwraps its proxy
+    header = wave.tasks
+    chord_id = wave.options["task_id"]
+    body = wave.body.clone()
+    body.freeze(uuid(), root_id=chord_id)
+    app.backend.set_chord_size(chord_id, len(header))
+    with app.producer_pool.acquire(block=True) as producer, producer.batch():
+        for index, unit in enumerate(header):
+            _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)
+
+
+def _publish(
+    app: Celery, producer: Any, unit: Signature, *, body: Signature, chord_id: str, index: int
+) -> None:
+    task = app.tasks[unit.task]
+    task_id = uuid()
+    message = app.amqp.as_task_v2(
+        task_id,
+        unit.task,
+        args=unit.args,
+        kwargs=unit.kwargs,
+        group_id=chord_id,
+        group_index=index,
+        chord=body,
+        root_id=chord_id,
+        shadow=task.shadow_name(unit.args, unit.kwargs, {}),
+        time_limit=task.time_limit,
+        soft_time_limit=task.soft_time_limit,
+        ignore_result=task.ignore_result,
+    )
+    producer.publish(
+        message.body,
+        # The queue's own name through the anonymous exchange: FLUSHALL drops named bindings, and kombu's
+        # cache would not write them again.
+        exchange="",
+        routing_key=unit.options["queue"],
+        serializer=app.conf.task_serializer,
+        headers=message.headers,
+        delivery_mode=app.conf.task_default_delivery_mode,
+        **message.properties,
+    )
+
+
+# Redis forgets this key with everything else; a day without a reconciler looks the same and is as harmless.
+SENTINEL, SENTINEL_S = "penstock:broker:sentinel", 24 * 3600
+
+
+def broker_was_emptied() -> bool:
+    """Whether a Redis broker lost what it held since this was last asked; other brokers keep their messages.
+
+    Raises kombu's OperationalError when the broker is away.
+    """
+    with current_app.connection_for_write() as connection:
+        if connection.transport.driver_type != "redis":
+            return False
+        with connection.default_channel.conn_or_acquire() as client:
+            if client.set(SENTINEL, "here", nx=True, ex=SENTINEL_S):
+                return True
+            client.expire(SENTINEL, SENTINEL_S)
+            return False

@@ -1,0 +1,137 @@
+"""Which circuits and limits the calls of a unit go through, and how much a wave may hold."""
+
+import logging
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import pybreaker
+
+from resilience.breaker import CircuitBreaker
+from resilience.errors import DatabaseError
+from resilience.guard import Ask, CircuitView, Guard
+from resilience.limiter import RateLimiter
+from resilience.policy import Lane, Limit
+from resilience.store.redis import RedisStore
+from tasks import store
+from tasks.collectors.spec import Endpoint
+from tasks.settings import get_settings
+
+logger = logging.getLogger(__name__)
+
+# What one call in flight is taken to last when a wave is sized; only the size of a wave depends on it.
+TYPICAL_CALL_S = 0.5
+
+
+class Announce(pybreaker.CircuitBreakerListener):  # type: ignore[misc]
+    """A breaker listener: every transition goes to the log and to the events table, once."""
+
+    def state_change(self, cb: CircuitBreaker, old_state: Any, new_state: Any) -> None:
+        """Say it, and keep it. A database that is away must not fail the call that caused it."""
+        old, new = str(getattr(old_state, "name", old_state)), str(getattr(new_state, "name", new_state))
+        logger.warning("circuit %s: %s -> %s", cb.name, old, new)
+        try:
+            store.record_event("circuit", str(cb.name), {"old": old, "new": new})
+        except DatabaseError as error:
+            logger.warning("the transition of circuit %s is not in the events table: %s", cb.name, error)
+
+
+@lru_cache(maxsize=4)
+def _guard_of(url: str, pid: int) -> Guard:
+    del pid  # connections are not shared with a forked child
+    return Guard(RedisStore(url))
+
+
+def guard() -> Guard:
+    """The guard of this process on the shared Redis."""
+    return _guard_of(get_settings().redis, os.getpid())
+
+
+def circuit_name(endpoint: Endpoint) -> str:
+    """One circuit per endpoint."""
+    return endpoint.full_name
+
+
+@lru_cache(maxsize=1024)
+def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
+    """The shared circuit of an endpoint."""
+    return CircuitBreaker(
+        name=circuit_name(endpoint),
+        api=endpoint.api.name,
+        policy=endpoint.api.breaker,
+        store=guard().store,
+        listeners=[Announce()],
+    )
+
+
+@lru_cache(maxsize=65536)
+def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float) -> Ask:
+    """Everything that has to agree before a unit of this endpoint and symbol may call."""
+    limiters = tuple(
+        RateLimiter(
+            name=limit.spec,
+            limit=limit,
+            api=endpoint.api.name,
+            key=_sharing_key(limit, endpoint, symbol),
+            weight_max=_weight_max(endpoint, limit),
+        )
+        for limit in (*endpoint.api.limits, *endpoint.limits)
+    )
+    return Ask(
+        api=endpoint.api.name,
+        circuits=(circuit_of(endpoint),),
+        limits=limiters,
+        weight=weight,
+        lane=lane,
+    )
+
+
+def _weight_max(endpoint: Endpoint, limit: Limit) -> float:
+    """The largest weight that may come: all endpoints of the Api share an Api's limits."""
+    sharing = endpoint.api.endpoints.values() if limit in endpoint.api.limits else (endpoint,)
+    return max(each.weight_max for each in sharing)
+
+
+def _sharing_key(limit: Limit, endpoint: Endpoint, symbol: str) -> str:
+    """Who shares a limit, as text."""
+    match limit.per:
+        case "api":
+            return "api"
+        case "ip":
+            return f"ip:{get_settings().ip_name}"
+        case "account":
+            return "account"
+        case "endpoint":
+            return f"endpoint:{endpoint.name}"
+        case "symbol":
+            return f"symbol:{symbol}"
+        case per:
+            return str(per(symbol))
+
+
+def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
+    """How the circuits of these endpoints stand, by the endpoint's full name, in one round trip."""
+    return guard().circuits([circuit_of(endpoint) for endpoint in endpoints])
+
+
+def forced_until(view: CircuitView, now: datetime) -> datetime | None:
+    """When a circuit that refuses calls will admit again; None when it admits."""
+    return view.retry_at if view.retry_at and view.retry_at > now else None
+
+
+def wave_weight(endpoint: Endpoint, seconds: float, *, hosts: int, slots: int) -> float:
+    """How much weight the limits of an endpoint admit in `seconds`; without limits twice the worker slots."""
+    rooms = [
+        _room(limit, _weight_max(endpoint, limit), seconds) * (hosts if limit.per == "ip" else 1)
+        for limit in (*endpoint.api.limits, *endpoint.limits)
+        if limit.per in {"api", "ip", "endpoint", "account"}
+    ]
+    return min(rooms, default=2.0 * max(slots, 1) * endpoint.weight_max)
+
+
+def _room(limit: Limit, weight: float, seconds: float) -> float:
+    if limit.at_once:
+        return limit.amount * weight * seconds / TYPICAL_CALL_S
+    return limit.burst_for(weight) + limit.rate_for(weight) * seconds

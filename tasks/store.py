@@ -1,0 +1,316 @@
+"""The database: engine, transactions, the fenced writes of a unit, and upserts.
+
+Everything that a unit writes goes through `Claim`: a write whose fence token is no longer the newest
+changes nothing and raises ClaimLost, so a worker that was believed dead cannot write twice.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    CursorResult,
+    Double,
+    Engine,
+    Label,
+    Table,
+    and_,
+    case,
+    cast,
+    create_engine,
+    event,
+    exists,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
+
+from resilience.errors import DatabaseError, PenstockError
+from tasks.collectors.spec import Endpoint
+from tasks.models import UtcDateTime, cursors, events, records, runs, units, workers
+from tasks.outcomes import Outcome, RunState, UnitState
+from tasks.settings import get_settings
+
+
+class ClaimLost(PenstockError):  # noqa: N818 - it is news, not a mistake
+    """Another worker holds this unit now."""
+
+    code = "claim_lost"
+
+
+class db_now(FunctionElement[datetime]):  # noqa: N801 - reads like the SQL function it is
+    """The database's clock plus some seconds: the one clock that all workers share."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, plus_s: float = 0.0) -> None:
+        super().__init__(cast(literal(float(plus_s)), Double))
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+    plus_s = compiler.process(element.clauses, **kw)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({plus_s}) || ' seconds') || '000')"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    """WAL so that readers never wait; a writer waits its turn instead of failing at commit."""
+    connection.isolation_level = None  # transactions are begun below, not by the driver
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=15000"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred BEGIN that writes later fails at once when another writer came between.
+    mode = "DEFERRED" if connection.get_execution_options().get("penstock_read") else "IMMEDIATE"
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def open_engine(url: str) -> Engine:
+    """Make an engine for SQLite or PostgreSQL with the settings that Penstock relies on."""
+    if url.startswith("sqlite"):
+        engine = create_engine(url, connect_args={"timeout": 15}, pool_size=64, max_overflow=64)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        url,
+        pool_size=8,
+        max_overflow=64,
+        pool_timeout=10,
+        connect_args={"connect_timeout": 5, "application_name": "penstock"},
+    )
+
+
+@lru_cache(maxsize=8)
+def _engine_of(url: str, pid: int) -> Engine:
+    del pid  # a connection must not be shared with a forked child
+    return open_engine(url)
+
+
+_engine_lock = threading.Lock()
+
+
+def engine() -> Engine:
+    """The engine of this process, made at first use."""
+    with _engine_lock:
+        return _engine_of(get_settings().database, os.getpid())
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn "the database is away" into DatabaseError; mistakes in a statement stay what they are."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise DatabaseError(f"the database did not answer: {_first_line(error)}", cause=error) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseError(f"the database went away: {_first_line(error)}", cause=error) from error
+        raise
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]
+
+
+@contextmanager
+def writing() -> Iterator[Connection]:
+    """One transaction. Raises DatabaseError when the database is away; nothing is kept then."""
+    with _plain_errors(), engine().begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading() -> Iterator[Connection]:
+    """One snapshot to read from; in SQLite it never waits for a writer."""
+    with _plain_errors(), engine().connect() as connection:
+        yield connection.execution_options(penstock_read=True)
+
+
+def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, or update those whose primary key is there; of rows with one key the last one counts."""
+    if not rows:
+        return
+    key = [column.name for column in table.primary_key.columns]
+    names = [name for name in rows[0] if name in table.c]
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table)
+    changed = {name: statement.excluded[name] for name in names if name not in key}
+    last = {tuple(row[name] for name in key): row for row in rows}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=key, set_=changed)
+        if changed
+        else statement.on_conflict_do_nothing(index_elements=key),
+        list(last.values()),
+    )
+
+
+def keep(connection: Connection, endpoint: Endpoint, symbol: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Store the rows of a page: in the endpoint's own table, or as JSON in `records`."""
+    source = endpoint.api.name
+    table = records if endpoint.table is None else endpoint.table
+    if endpoint.table is None:
+        rows = [
+            {
+                "source": source,
+                "endpoint": endpoint.name,
+                "key": json.dumps([row[name] for name in endpoint.key], ensure_ascii=False)[1:-1],
+                "symbol": symbol,
+                "data": row,
+            }
+            for row in rows
+        ]
+    elif "source" in table.columns:
+        rows = [{"source": source, **row} for row in rows]
+    upsert(connection, table, rows)
+
+
+@dataclass(slots=True)
+class Claim:
+    """A unit that this worker holds, and what it spent since it was last written."""
+
+    run: int
+    n: int
+    token: int
+    row: Mapping[str, Any]
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, **amounts: float) -> None:
+        """Count calls, weight, waits … to be written with the next write."""
+        for name, amount in amounts.items():
+            self.spent[name] = self.spent.get(name, 0) + amount
+
+    def write(self, connection: Connection, **values: Any) -> None:
+        """Update the unit if it is still ours, else raise ClaimLost; counts what was spent."""
+        counted = {name: units.c[name] + amount for name, amount in self.spent.items()}
+        result = connection.execute(
+            update(units)
+            .where(
+                units.c.run == self.run,
+                units.c.n == self.n,
+                units.c.token == self.token,
+                units.c.state == UnitState.RUNNING,
+            )
+            .values(**counted, **values)
+        )
+        if result.rowcount != 1:
+            raise ClaimLost(f"unit {self.run}/{self.n} was taken over by another worker")
+        self.spent = {}
+
+
+def _of_run(column: Column[Any]) -> Label[Any]:
+    return select(column).where(runs.c.id == units.c.run).scalar_subquery().label(column.name)
+
+
+_OPEN_RUN = exists().where(runs.c.id == units.c.run, runs.c.state == RunState.OPEN)
+
+
+def claim(
+    run: int,
+    n: int,
+    *,
+    worker: str,
+    gone_after_s: float,
+    deliveries_max: int,
+    alone: bool = False,
+    fence: int | None = None,
+) -> Claim | None:
+    """Take a unit: waiting or sent and due, running under a worker that is gone, or held by `fence` already.
+
+    None when it is not to be had: done, not due, held by a live worker, delivered too often without getting
+    anywhere (then it runs `alone`), or its run is closed. A duplicate delivery ends here, for the price of
+    one indexed UPDATE.
+    """
+    own = and_(units.c.state == UnitState.RUNNING, units.c.token == (-1 if fence is None else fence))
+    due = and_(units.c.state.in_((UnitState.WAITING, UnitState.SENT)), units.c.not_before <= db_now())
+    orphan = and_(
+        units.c.state == UnitState.RUNNING,
+        units.c.worker.in_(select(workers.c.id).where(workers.c.beat_at < db_now(-gone_after_s))),
+    )
+    fresh = literal(value=True) if alone else units.c.deliveries < deliveries_max
+    statement = (
+        update(units)
+        .where(units.c.run == run, units.c.n == n, units.c.alone == alone, _OPEN_RUN)
+        .where(or_(own, and_(or_(due, orphan), fresh)))
+        .values(
+            state=UnitState.RUNNING,
+            token=units.c.token + 1,
+            deliveries=units.c.deliveries + case((own, 0), else_=1),
+            worker=worker,
+            claimed_at=db_now(),
+        )
+        .returning(units, _of_run(runs.c.lane), _of_run(runs.c.on_open))
+    )
+    with writing() as connection:
+        row = connection.execute(statement).mappings().one_or_none()
+    return None if row is None else Claim(run, n, row["token"], dict(row))
+
+
+def move_cursor(connection: Connection, endpoint: str, symbol: str, value: str) -> None:
+    """Move a cursor forward; a value that is not beyond the stored one changes nothing."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(cursors).values(
+        endpoint=endpoint, symbol=symbol, value=value, updated_at=db_now()
+    )
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[cursors.c.endpoint, cursors.c.symbol],
+            set_={"value": statement.excluded.value, "updated_at": statement.excluded.updated_at},
+            where=cursors.c.value < statement.excluded.value,
+        )
+    )
+
+
+def read_cursors(connection: Connection, endpoint: str) -> dict[str, str]:
+    """All cursors of an endpoint by symbol."""
+    rows = connection.execute(select(cursors.c.symbol, cursors.c.value).where(cursors.c.endpoint == endpoint))
+    return dict(rows.tuples().all())
+
+
+def record_event(kind: str, subject: str, detail: Mapping[str, Any], *, run: int | None = None) -> None:
+    """Keep that something happened, e.g. that a circuit opened."""
+    with writing() as connection:
+        connection.execute(
+            insert(events).values(at=db_now(), kind=kind, subject=subject, run=run, detail=dict(detail))
+        )
+
+
+def finish_open_units(
+    connection: Connection, run: int, outcome: Outcome, reason: str, *, states: Sequence[UnitState]
+) -> int:
+    """End all units of a run that are in one of `states`; returns how many."""
+    result: CursorResult[Any] = connection.execute(
+        update(units)
+        .where(units.c.run == run, units.c.state.in_(states))
+        .values(
+            state=UnitState.DONE,
+            outcome=outcome,
+            reason=reason,
+            token=units.c.token + 1,  # whoever still runs it may no longer write
+            finished_at=db_now(),
+        )
+    )
+    return result.rowcount

@@ -1,0 +1,503 @@
+"""One unit: claim → admit → fetch → parse → store → settle → outcome.
+
+Read `collect` first. What happens when it cannot go on is decided by `next_step`, a pure function, and
+carried out by `UnitTask.retry`: a unit either goes back to the queue (and stays in its chord), waits in
+SQL (and ends this delivery), or ends. It never raises out of the task, for one exception would throw away
+the outcomes of its whole chord.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+
+from resilience.errors import (
+    APIError,
+    AuthenticationError,
+    BadPayloadError,
+    CircuitOpenError,
+    DatabaseError,
+    NetworkError,
+    PenstockError,
+    RateLimitError,
+    Refused,
+    ServerError,
+    StoreUnavailableError,
+)
+from resilience.guard import CallResult, Go, Lease, Refuse, Verdict, Wait
+from resilience.headers import quota_from
+from resilience.policy import Lane, RetryPolicy
+from tasks import store
+from tasks.collectors.registry import endpoint_of
+from tasks.collectors.spec import Answer, Checkpoint, Endpoint, Page, Unit
+from tasks.heartbeat import worker_id
+from tasks.http import client
+from tasks.limits import ask_for, guard
+from tasks.outcomes import Outcome, UnitState
+from tasks.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+ALONE = "alone"  # the queue of units that killed their worker
+
+# Set by the worker's lifecycle: whether this process has been asked to stop.
+stopping: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+class Snooze(Refused):
+    """The unit has to wait longer than a worker may be held."""
+
+    code = "snooze"
+
+    def __init__(self, seconds: float, ticket: str | None, reason: str) -> None:
+        super().__init__(f"waits {seconds:.1f} s for {reason}")
+        self.seconds = seconds
+        self.ticket = ticket
+
+
+class SliceOver(PenstockError):  # noqa: N818 - it is news, not a mistake
+    """The unit goes back to the queue at its checkpoint, so that no delivery lasts for ever."""
+
+    code = "slice_over"
+
+
+class TimeLimit(PenstockError):  # noqa: N818
+    """The delivery ran into its soft time limit."""
+
+    code = "time_limit"
+    recoverable = True
+
+
+RETRYABLE = (
+    NetworkError,
+    ServerError,
+    RateLimitError,
+    BadPayloadError,
+    Refused,
+    SliceOver,
+    StoreUnavailableError,
+    DatabaseError,
+    SoftTimeLimitExceeded,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Back to the queue after some seconds, still a part of its chord."""
+
+    seconds: float
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Wait in SQL; this delivery ends and a later wave takes the unit up."""
+
+    seconds: float
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The unit ends here."""
+
+    outcome: Outcome
+    reason: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+Step = Again | Later | End
+
+
+def next_step(
+    error: PenstockError,
+    row: Mapping[str, Any],
+    *,
+    policy: RetryPolicy,
+    on_open: str,
+    settings: Settings,
+    now: datetime,
+    rng: Callable[[], float] = random.random,
+) -> Step:
+    """Decide what becomes of a unit that could not go on. Waiting, slices and 429s spend no attempt."""
+    if isinstance(error, SliceOver):
+        return Again(0.0)
+    if isinstance(error, Snooze):
+        return _wait(error.seconds, {"ticket": error.ticket}, settings)
+    if isinstance(error, CircuitOpenError):
+        if on_open == "skip":
+            return End(Outcome.SKIPPED, "circuit_open")
+        until_s = (error.retry_at - now).total_seconds() if error.retry_at else 1.0
+        return Later(max(0.0, until_s), {"parked_on": error.circuit, "ticket": None})
+    if isinstance(error, StoreUnavailableError):
+        return Later(settings.reconcile_s, {})
+    if isinstance(error, RateLimitError):
+        throttles = row["throttles"] + 1
+        values = {"throttles": throttles, "rate_limited": True, "ticket": None}
+        if throttles > settings.throttles_max:
+            return End(Outcome.FAILED, error.code, values)
+        return _wait(policy.wait_s(throttles, error.retry_after_s, rng=rng), values, settings)
+    attempts = row["attempts"] + 1
+    values = {"attempts": attempts, "throttles": 0, "error": error_facts(error), "ticket": None}
+    if attempts >= policy.attempts or not error.recoverable:
+        return End(Outcome.FAILED, error.code, values)
+    retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
+    return _wait(
+        policy.wait_s(attempts, retry_after_s, rng=rng), values | {"retries": row["retries"] + 1}, settings
+    )
+
+
+def _wait(seconds: float, values: Mapping[str, Any], settings: Settings) -> Again | Later:
+    return (Again if seconds <= settings.countdown_max_s else Later)(seconds, values)
+
+
+def error_facts(error: BaseException) -> dict[str, Any]:
+    """What is kept of an error: JSON, bounded, without secrets (messages carry none)."""
+    return {
+        "error": type(error).__name__,
+        "message": str(error)[:1000],
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }
+
+
+class _Ended(Exception):  # noqa: N818
+    """Carries a return value past Celery's autoretry, which raises whatever `retry()` returns."""
+
+    def __init__(self, returned: dict[str, Any]) -> None:
+        self.returned = returned
+
+
+class Delivery:
+    """One delivery of one unit: what `collect` holds while it works."""
+
+    def __init__(self, claim: store.Claim, endpoint: Endpoint, settings: Settings) -> None:
+        row = claim.row
+        self.claim = claim
+        self.endpoint = endpoint
+        self.settings = settings
+        self.unit = Unit(
+            run=claim.run,
+            n=claim.n,
+            collector=endpoint.api.name,
+            endpoint=endpoint.name,
+            symbol=row["symbol"],
+            start=row["start_at"],
+            end=row["end_at"],
+            cursor=row["cursor"],
+        )
+        self.lane = Lane(row["lane"])
+        self.ask = ask_for(endpoint, self.unit.symbol, self.lane, endpoint.weigh(self.unit))
+        saved: Mapping[str, Any] = row["checkpoint"] or {}
+        self.checkpoint: Checkpoint = saved.get("page") or endpoint.first(self.unit)
+        self.seen: str | None = saved.get("cursor")
+        self.records: int = row["records"]
+        self.ticket: str | None = row["ticket"]
+        self.lease: Lease | None = None
+        self.answer: Answer | None = None
+        self.done = False
+        self.started = time.monotonic()
+
+    def admit(self) -> None:
+        """Get leave to call; waits two seconds at most, else raises Snooze or CircuitOpenError."""
+        self._enter(guard().admit(self.ask, ticket=self.ticket))
+
+    def _enter(self, verdict: Verdict) -> None:
+        inline_s = self.settings.inline_wait_s
+        while not isinstance(verdict, Go):
+            if isinstance(verdict, Refuse):
+                raise verdict.error()
+            assert isinstance(verdict, Wait)
+            self.ticket = verdict.ticket
+            self.claim.spend(waits=1, waited_s=verdict.seconds)
+            if verdict.seconds > inline_s or stopping():
+                raise Snooze(verdict.seconds, verdict.ticket, verdict.reason)
+            time.sleep(verdict.seconds)
+            inline_s -= verdict.seconds
+            verdict = guard().admit(self.ask, ticket=self.ticket)
+        self.lease, self.ticket, self.answer = verdict.lease, None, None
+
+    def fetch(self) -> Answer:
+        """Make the call that was admitted; raises what the network or the server had against it."""
+        request = self.endpoint.request(self.unit, self.checkpoint)
+        longest_s = self.settings.call_timeout_s
+        timeout_s = min(self.endpoint.api.timeout_s or longest_s, longest_s)
+        self.claim.spend(calls=1, weight=self.ask.weight)
+        self.answer = client().send(self.endpoint.api, request, lease=self.lease, timeout_s=timeout_s)
+        error = self.endpoint.api.error_of(self.answer)
+        if error is not None:
+            raise error
+        return self.answer
+
+    def parse(self, answer: Answer) -> Page:
+        """Turn the body into rows; raises BadPayloadError when it is not what was agreed on."""
+        return self.endpoint.read(self.unit, self.checkpoint, answer)
+
+    def store(self, page: Page) -> None:
+        """Rows, checkpoint and, with the last page, cursor and outcome: one transaction, if still ours."""
+        self.records += len(page.rows)
+        self.seen = max(filter(None, (self.seen, page.cursor)), default=None)
+        with store.writing() as connection:
+            if page.next is not None:
+                self.claim.write(
+                    connection,
+                    checkpoint={"page": page.next, "cursor": self.seen},
+                    records=self.records,
+                    deliveries=0,
+                    attempts=0,
+                    throttles=0,
+                )
+            else:
+                self.claim.write(connection, records=self.records, **self._ending())
+                self._move_cursor(connection)
+            store.keep(connection, self.endpoint, self.unit.symbol, page.rows)
+        self.checkpoint = page.next or {}
+        self.done = page.next is None
+
+    def _ending(self) -> dict[str, Any]:
+        return {
+            "state": UnitState.DONE,
+            "outcome": Outcome.STORED if self.records else Outcome.EMPTY,
+            "checkpoint": None,
+            "error": None,
+            "finished_at": store.db_now(),
+        }
+
+    def _move_cursor(self, connection: Any) -> None:
+        value = self.endpoint.finished(self.unit, self.seen)
+        if value is not None and self.lane == Lane.LIVE:  # a backfill never moves a cursor
+            store.move_cursor(connection, self.endpoint.full_name, self.unit.symbol, value)
+
+    def settle(self) -> None:
+        """Tell the guard that the call went well; the next page is admitted in the same round trip."""
+        result = CallResult.of(None, latency_s=self._latency_s(), quota=self._quota())
+        lease, self.lease = self.lease, None
+        assert lease is not None
+        if self.done:
+            settle_quietly(lease, result)
+        elif self._slice_is_over():
+            settle_quietly(lease, result)
+            raise SliceOver
+        else:
+            _, verdict = guard().settle_and_admit(lease, result, self.ask)
+            self._enter(verdict)
+
+    def settle_with(self, error: BaseException) -> None:
+        """Tell the guard what went wrong, if a call was admitted."""
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
+        retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
+        result = CallResult.of(error, latency_s=self._latency_s(), quota=self._quota())
+        logger.debug("call failed: %s (retry after %s s)", error, retry_after_s)
+        settle_quietly(lease, result)
+
+    def _slice_is_over(self) -> bool:
+        """A slice starts no call that could outlast it."""
+        left_s = self.settings.slice_s - (time.monotonic() - self.started)
+        return stopping() or left_s < self.settings.call_timeout_s
+
+    def _latency_s(self) -> float:
+        return self.answer.elapsed_s if self.answer else 0.0
+
+    def _quota(self) -> Any:
+        if self.answer is None:
+            return None
+        quotas = (quota_from(self.answer.headers, limiter.limit) for limiter in self.ask.limits)
+        return next((quota for quota in quotas if quota), None)
+
+    def returned(self) -> dict[str, Any]:
+        """What goes to the chord: small, and the same however often the unit is delivered."""
+        outcome = Outcome.STORED if self.records else Outcome.EMPTY
+        return {"unit": self.claim.n, "outcome": outcome.value, "records": self.records}
+
+
+def settle_quietly(lease: Lease, result: CallResult) -> None:
+    """Settle; a Redis that is away must not undo what is stored: permits and leases end by themselves."""
+    try:
+        guard().settle(lease, result)
+    except StoreUnavailableError as error:
+        logger.warning("the guard did not hear how a call went: %s", error)
+
+
+class UnitTask(Task):  # type: ignore[misc]
+    """Carries a unit through what can go wrong; its `retry` is where Celery's autoretry ends up."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the unit; whatever it raises becomes an outcome."""
+        self.request.delivery = None
+        try:
+            return self.run(*args, **kwargs)
+        except _Ended as ended:
+            return ended.returned
+        except (Retry, Ignore, Reject):
+            raise
+        except Exception as error:  # noqa: BLE001 - one that got out would cost the chord all other outcomes
+            return self._fail(error, kwargs)
+
+    def begin(self, run: int, n: int, endpoint: str, fence: int | None) -> Delivery:
+        """Claim the unit, or end this delivery: someone else has it, or it is done."""
+        settings = get_settings()
+        claim = store.claim(
+            run,
+            n,
+            worker=worker_id(),
+            gone_after_s=settings.gone_after_s,
+            deliveries_max=settings.deliveries_max,
+            alone=(self.request.delivery_info or {}).get("routing_key") == ALONE,
+            fence=fence,
+        )
+        if claim is None:
+            raise _Ended({"unit": n, "outcome": "duplicate"})
+        self.request.claim = claim
+        self.request.delivery = Delivery(claim, endpoint_of(endpoint), settings)
+        return self.request.delivery  # type: ignore[no-any-return]
+
+    def retry(self, *_args: Any, exc: BaseException | None = None, **_options: Any) -> NoReturn:
+        """Carry out `next_step` for the error that autoretry caught; Celery's own countdown is not used.
+
+        Celery's `retries` counts waits too and knows no Retry-After, so attempts come from SQL.
+        """
+        assert exc is not None
+        error = TimeLimit(cause=exc) if isinstance(exc, SoftTimeLimitExceeded) else exc
+        delivery: Delivery | None = self.request.delivery
+        if isinstance(error, DatabaseError) or delivery is None:
+            self._back(None, random.uniform(1.0, 5.0), exc)
+        assert isinstance(error, PenstockError)
+        step = next_step(
+            error,
+            delivery.claim.row,
+            policy=delivery.endpoint.api.retry,
+            on_open=delivery.claim.row["on_open"],
+            settings=delivery.settings,
+            now=datetime.now(UTC),
+        )
+        self._carry_out(step, delivery.claim, exc)
+
+    def _carry_out(self, step: Step, claim: store.Claim, exc: BaseException) -> NoReturn:
+        try:
+            with store.writing() as connection:
+                claim.write(connection, **_columns(step))
+        except store.ClaimLost:
+            raise _Ended({"unit": claim.n, "outcome": "duplicate"}) from exc
+        except DatabaseError:
+            self._back(None, random.uniform(1.0, 5.0), exc)
+        if isinstance(step, Again):
+            self._back(claim, step.seconds, exc)
+        outcome = step.outcome.value if isinstance(step, End) else UnitState.WAITING.value
+        raise _Ended({"unit": claim.n, "outcome": outcome}) from exc
+
+    def _back(self, written: store.Claim | None, seconds: float, exc: BaseException) -> NoReturn:
+        """Publish this very message again; without a written claim it carries its fence token along."""
+        kwargs = dict(self.request.kwargs or {})
+        claim: store.Claim | None = getattr(self.request, "claim", None)
+        if written is None and claim is not None:
+            kwargs["fence"] = claim.token
+        elif written is not None:
+            kwargs.pop("fence", None)
+        try:
+            raise super().retry(exc=exc, countdown=seconds, kwargs=kwargs, max_retries=None)
+        except Reject as rejected:
+            # The broker is away. The unit is open in SQL, and the reconciler sends it again.
+            raise _Ended({"unit": kwargs.get("n"), "outcome": UnitState.WAITING.value}) from rejected
+
+    def _fail(self, error: Exception, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """An error that no retry mends: the server's final no, or a mistake in a declaration."""
+        if isinstance(error, store.ClaimLost):
+            return {"unit": kwargs["n"], "outcome": "duplicate"}
+        claim: store.Claim | None = getattr(self.request, "claim", None)
+        code = error.code if isinstance(error, PenstockError) else type(error).__name__
+        if not isinstance(error, (APIError, AuthenticationError)):
+            logger.error("unit %s/%s failed by a mistake", kwargs["run"], kwargs["n"], exc_info=error)
+        if claim is not None:
+            step = End(
+                Outcome.FAILED, code, {"error": error_facts(error), "attempts": claim.row["attempts"] + 1}
+            )
+            try:
+                self._carry_out(step, claim, error)
+            except _Ended as ended:
+                return ended.returned
+        return {"unit": kwargs["n"], "outcome": Outcome.FAILED.value}
+
+
+def _columns(step: Step) -> dict[str, Any]:
+    """The unit's row after a step. `not_before` stays for Again: clock skew would drop the message."""
+    match step:
+        case Again(seconds, values):
+            return {
+                "state": UnitState.SENT,
+                "deliveries": 0,
+                "sent_at": store.db_now(),
+                "expected_at": store.db_now(seconds),
+                **values,
+            }
+        case Later(seconds, values):
+            return {
+                "state": UnitState.WAITING,
+                "deliveries": 0,
+                "not_before": store.db_now(seconds),
+                "wave": None,
+                **values,
+            }
+        case End(outcome, reason, values):
+            return {
+                "state": UnitState.DONE,
+                "outcome": outcome,
+                "reason": reason,
+                "finished_at": store.db_now(),
+                **values,
+            }
+
+
+def queue_for(endpoint: str, lane: str) -> str:
+    """The queue of a unit: one per API and lane, so that no API and no backfill starves another."""
+    collector = endpoint.partition(".")[0]
+    return f"collect.{collector}" if lane == Lane.LIVE else f"collect.{collector}.{lane}"
+
+
+def endpoint_name(task: Task, args: Any, kwargs: Mapping[str, Any], options: Any) -> str:
+    """What Flower and the logs call a unit: collector.endpoint, never the symbol."""
+    del task, args, options
+    return str(kwargs["endpoint"])
+
+
+@shared_task(
+    bind=True,
+    base=UnitTask,
+    name="tasks.units.collect",
+    shadow_name=endpoint_name,
+    autoretry_for=RETRYABLE,
+    retry_backoff=True,
+    retry_jitter=True,
+    max_retries=None,
+    acks_late=True,
+)
+def collect(
+    self: UnitTask,
+    *,
+    run: int,
+    n: int,
+    endpoint: str,
+    symbol: str,
+    window: str | None = None,
+    fence: int | None = None,
+) -> dict[str, Any]:
+    """Bring one endpoint up to date for one symbol, and say how it went."""
+    del symbol, window  # they are in the message for people who look for it; SQL says what to do
+    unit = self.begin(run, n, endpoint, fence)
+    try:
+        unit.admit()
+        while not unit.done:
+            answer = unit.fetch()
+            page = unit.parse(answer)
+            unit.store(page)
+            unit.settle()
+    except BaseException as error:
+        unit.settle_with(error)
+        raise
+    return unit.returned()
