@@ -32,17 +32,26 @@ Check = Callable[[Any], str | None]
 
 
 def read_overrides(path: Path) -> dict[str, Any]:
-    """The tables of the file, as written.
+    """The tables of the file, as written. Raises ConfigurationError, as `parse_overrides` does."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    return parse_overrides(text, str(path))
 
-    Raises ConfigurationError with one sentence per problem, each naming the file and the key.
+
+def parse_overrides(text: str, source: str) -> dict[str, Any]:
+    """The tables of a TOML text, as written.
+
+    Raises ConfigurationError with one sentence per problem, each naming the source and the key.
     """
     try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
-    problems = [f"{path}: {problem}" for name, table in tables.items() for problem in _collector(name, table)]
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source} is not a TOML file: {error}") from None
+    problems = [
+        f"{source}: {problem}" for name, table in tables.items() for problem in _collector(name, table)
+    ]
     if problems:
         raise ConfigurationError("\n".join(problems))
     return tables
