@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, RowMapping, and_, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from resilience.errors import StoreUnavailableError
+from resilience.errors import DatabaseError, StoreUnavailableError
 from tasks import heartbeat
 from tasks.collectors.registry import endpoint_of
 from tasks.launch import broker_was_emptied
@@ -50,7 +50,13 @@ def reconcile() -> dict[str, int]:
     done["resent"] = _send_again(settings, everything=emptied)
     done["overdue"] = _end_overdue()
     for run in _open_runs():
-        carry_on(run)
+        try:
+            carry_on(run)
+        except (DatabaseError, BrokerError, OSError):
+            raise
+        except Exception:
+            # One run that cannot go on, e.g. because its collector was removed, must not hold up the others.
+            logger.exception("run %s cannot go on; its deadline will close it", run)
     heartbeat.forget_old()
     return {name: count for name, count in done.items() if count}
 

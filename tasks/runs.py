@@ -208,7 +208,7 @@ def advance(
 def _keep_totals(run: int, wave: int, totals: dict[str, int]) -> None:
     """Keep what the chord counted beside whether SQL agrees; SQL wins, a chord may count a duplicate."""
     with writing() as connection:
-        counted = dict(
+        counted: dict[str, int] = dict(
             connection.execute(
                 select(units.c.outcome, func.count())
                 .where(units.c.run == run, units.c.wave == wave, units.c.state == UnitState.DONE)
@@ -520,7 +520,7 @@ def _result_of(connection: Connection, run: RowMapping) -> CollectionResult:
         outcome=run_outcome(by_outcome, reason=run["reason"]),
         units_by_outcome=by_outcome,
         by_endpoint=by_endpoint,
-        failed_symbols=dict(symbols.tuples()),
+        failed_symbols=dict(symbols.tuples().all()),
         **{name: sums[name] for name in SUMMED},
     )
 
