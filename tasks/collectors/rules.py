@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from resilience.errors import (
@@ -93,7 +92,7 @@ class Rule:
         return kind(message, details={"status": answer.status})
 
     def _wait_s(self, answer: Answer) -> float | None:
-        asked = retry_after_s(answer.headers, datetime.now(UTC))
+        asked = retry_after_s(answer.headers)
         if asked is None and self.retry_after is not None:
             return duration(self.retry_after, "Rule.retry_after").total_seconds()
         return asked
