@@ -1,0 +1,451 @@
+"""What people are shown of runs, units and data: every SQL read of the command line and the dashboard.
+
+Everything here is one snapshot, comes back as frozen values, and changes nothing. All functions raise
+DatabaseError when the database is away.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, literal, select
+
+from tasks.collectors.spec import Endpoint
+from tasks.models import events, records, results, runs, schedules, units, waves, workers
+from tasks.outcomes import SUCCESSFUL, UNSUCCESSFUL, Outcome, RunState, UnitState
+from tasks.store import db_now, reading
+
+# A run may have a million units; a page of errors is what a person reads.
+ERRORS_SHOWN = 50
+
+COUNTED = ("records", "calls", "retries", "waits", "waited_s", "resent", "weight")
+
+
+def iso(at: datetime | None) -> str | None:
+    """ISO 8601 in UTC with a Z, as in every JSON that we write."""
+    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The units of a run (or of one of its endpoints) counted: open ones by state, done ones by outcome."""
+
+    by_state: Mapping[str, int] = field(default_factory=dict)
+    by_outcome: Mapping[str, int] = field(default_factory=dict)
+    parked: int = 0  # of the waiting ones, those behind an open circuit
+    rate_limited: int = 0
+    circuit_broken: int = 0
+    records: int = 0
+    calls: int = 0
+    retries: int = 0
+    waits: int = 0
+    waited_s: float = 0.0
+    resent: int = 0
+    weight: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """All units, open and done."""
+        return sum(self.by_state.values()) + sum(self.by_outcome.values())
+
+    @property
+    def open(self) -> int:
+        """Units that are not done."""
+        return sum(self.by_state.values())
+
+    @property
+    def successful(self) -> int:
+        """Units that are stored or empty."""
+        return sum(self.by_outcome.get(outcome, 0) for outcome in SUCCESSFUL)
+
+    @property
+    def failed(self) -> int:
+        """Units that are failed or abandoned."""
+        return sum(self.by_outcome.get(outcome, 0) for outcome in UNSUCCESSFUL)
+
+    @property
+    def skipped(self) -> int:
+        """Units that were never to be called."""
+        return self.by_outcome.get(Outcome.SKIPPED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as it stands."""
+
+    id: int
+    collector: str
+    endpoints: Sequence[str]
+    kind: str
+    lane: str
+    on_open: str
+    state: str
+    outcome: str | None
+    reason: str | None
+    schedule: str | None
+    slot_at: datetime | None
+    start_at: datetime | None
+    end_at: datetime | None
+    requested_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime
+    waves: int
+    seen_at: datetime  # on the database's clock
+    units: Tally
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has its CollectionResult."""
+        return self.state == RunState.DONE
+
+    @property
+    def lasted_s(self) -> float | None:
+        """Seconds since it started, until it ended or now; None before it starts."""
+        if self.started_at is None:
+            return None
+        return ((self.finished_at or self.seen_at) - self.started_at).total_seconds()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe facts: the fields of CollectionResult under its own names (of an open run, so far)."""
+        tally = self.units
+        lasted_s = self.lasted_s
+        return {
+            "run": self.id,
+            "collector_name": self.collector,
+            "endpoints": list(self.endpoints),
+            "kind": self.kind,
+            "lane": self.lane,
+            "on_open": self.on_open,
+            "state": self.state,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "schedule": self.schedule,
+            "slot_at": iso(self.slot_at),
+            "start_at": iso(self.start_at),
+            "end_at": iso(self.end_at),
+            "requested_at": iso(self.requested_at),
+            "started_at": iso(self.started_at),
+            "finished_at": iso(self.finished_at),
+            "deadline_at": iso(self.deadline_at),
+            "lasted_s": None if lasted_s is None else round(lasted_s, 3),
+            "waves": self.waves,
+            "total_items": tally.total,
+            "successful_items": tally.successful,
+            "failed_items": tally.failed,
+            "success_rate": round(tally.successful / tally.total, 6) if tally.total else 0.0,
+            "is_partial": 0 < tally.successful < tally.total,
+            "rate_limited": bool(tally.rate_limited),
+            "circuit_broken": bool(tally.circuit_broken),
+            "units_by_state": dict(tally.by_state),
+            "units_by_outcome": dict(tally.by_outcome),
+            **{name: getattr(tally, name) for name in COUNTED},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Open units that wait for the same thing."""
+
+    state: str
+    reason: str  # a wave | a worker | a retry | a limit | a circuit's name | …
+    units: int
+    until_at: datetime | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe facts."""
+        return {
+            "state": self.state,
+            "waits_for": self.reason,
+            "units": self.units,
+            "until_at": iso(self.until_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one unit failed."""
+
+    endpoint: str
+    symbol: str
+    error: str
+    message: str
+    at: datetime | None
+    attempts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe facts under the names of CollectionResult.errors."""
+        return {
+            "endpoint": self.endpoint,
+            "symbol": self.symbol,
+            "error": self.error,
+            "message": self.message,
+            "timestamp": iso(self.at),
+            "attempts": self.attempts,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetail:
+    """Everything that is to be said about one run."""
+
+    run: RunView
+    by_endpoint: Mapping[str, Tally]
+    reasons: Mapping[str, Mapping[str, int]]  # of units that are neither stored nor empty: outcome → reason
+    waiting: Sequence[Waiting]
+    failures: Sequence[Failure]  # the first ones; `run.units.failed` counts all
+    waves_done: int
+    waves_differing: int  # whose chord counted otherwise than SQL; SQL wins
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe facts."""
+        return {
+            **self.run.to_dict(),
+            "by_endpoint": {
+                name: {**tally.by_state, **tally.by_outcome} for name, tally in self.by_endpoint.items()
+            },
+            "reasons": {outcome: dict(counts) for outcome, counts in self.reasons.items()},
+            "waiting": [each.to_dict() for each in self.waiting],
+            "errors": [each.to_dict() for each in self.failures],
+            "waves_done": self.waves_done,
+            "waves_differing": self.waves_differing,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleView:
+    """A schedule as SQL has it."""
+
+    name: str
+    every_s: int
+    enabled: bool
+    last_slot_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """Something that happened, e.g. a circuit's transition."""
+
+    id: int
+    at: datetime
+    kind: str
+    subject: str
+    run: int | None
+    detail: Mapping[str, Any]
+
+
+def latest_runs(limit: int = 20) -> list[RunView]:
+    """The newest runs, newest first."""
+    with reading() as connection:
+        ids = connection.execute(select(runs.c.id).order_by(runs.c.id.desc()).limit(limit)).scalars().all()
+        return _views(connection, ids)
+
+
+def look_at(ids: Sequence[int]) -> list[RunView]:
+    """These runs, in this order; unknown ones are left out."""
+    with reading() as connection:
+        return _views(connection, ids)
+
+
+def latest_run_of(schedule: str, *, after: int = 0) -> RunView | None:
+    """The newest run of a schedule with an id above `after`."""
+    newest = select(func.max(runs.c.id)).where(runs.c.schedule == schedule, runs.c.id > after)
+    with reading() as connection:
+        found = connection.execute(newest).scalar_one()
+        return _views(connection, [found])[0] if found else None
+
+
+def detail(run: int) -> RunDetail | None:
+    """Everything about one run; None when there is none with this number."""
+    with reading() as connection:
+        views = _views(connection, [run])
+        if not views:
+            return None
+        done, differing = connection.execute(
+            select(func.count(waves.c.closed_at), func.count().filter(waves.c.differs.is_(True))).where(
+                waves.c.run == run
+            )
+        ).one()
+        return RunDetail(
+            run=views[0],
+            by_endpoint=_tallies(connection, [run], units.c.endpoint),
+            reasons=_reasons(connection, run),
+            waiting=_waiting(connection, run),
+            failures=_failures(connection, run),
+            waves_done=done,
+            waves_differing=differing,
+        )
+
+
+def schedule_views() -> list[ScheduleView]:
+    """All schedules, by name."""
+    with reading() as connection:
+        rows = connection.execute(select(schedules).order_by(schedules.c.name)).mappings()
+        return [
+            ScheduleView(row["name"], row["every_s"], row["enabled"], row["last_slot_at"]) for row in rows
+        ]
+
+
+def workers_alive(gone_after_s: float) -> dict[str, int]:
+    """Slots of the workers that live, by what they are for: units, ctl, alone."""
+    with reading() as connection:
+        rows = connection.execute(
+            select(workers.c.kind, func.sum(workers.c.slots))
+            .where(workers.c.beat_at >= db_now(-gone_after_s), workers.c.stopped_at.is_(None))
+            .where(workers.c.slots > 0)
+            .group_by(workers.c.kind)
+        )
+        return {kind: int(slots) for kind, slots in rows}
+
+
+def events_after(last: int = 0, *, limit: int = 100) -> list[EventView]:
+    """What happened after the event with this id, oldest first."""
+    with reading() as connection:
+        rows = connection.execute(
+            select(events).where(events.c.id > last).order_by(events.c.id).limit(limit)
+        ).mappings()
+        return [EventView(**row) for row in rows]
+
+
+def rows_stored(endpoints: Iterable[Endpoint]) -> dict[str, tuple[str, int]]:
+    """By collector and table: the table's name and how many rows of the collector it holds."""
+    counts: dict[str, tuple[str, int]] = {}
+    with reading() as connection:
+        for endpoint in endpoints:
+            table = endpoint.table
+            statement = select(func.count()).select_from(table)
+            if "source" in table.c:
+                statement = statement.where(table.c.source == endpoint.api.name)
+            if table is records:
+                statement = statement.where(records.c.endpoint == endpoint.name)
+            counts[endpoint.full_name] = (table.name, connection.execute(statement).scalar_one())
+    return counts
+
+
+def _views(connection: Connection, ids: Sequence[int]) -> list[RunView]:
+    """Runs with their tallies: of done runs from their results, of open ones from their units."""
+    rows = {
+        row["id"]: row
+        for row in connection.execute(
+            select(runs, db_now().label("seen_at")).where(runs.c.id.in_(ids))
+        ).mappings()
+    }
+    closed = {
+        row["run"]: _tally_of_result(row)
+        for row in connection.execute(select(results).where(results.c.run.in_(rows))).mappings()
+    }
+    tallies = _tallies(connection, [run for run in rows if run not in closed], units.c.run) | closed
+    return [_view(rows[run], tallies.get(run, Tally())) for run in ids if run in rows]
+
+
+def _view(row: RowMapping, tally: Tally) -> RunView:
+    names = [name for name in RunView.__slots__ if name != "units"]
+    return RunView(**{name: row[name] for name in names}, units=tally)
+
+
+def _tally_of_result(row: RowMapping) -> Tally:
+    return Tally(
+        by_outcome=row["units_by_outcome"],
+        rate_limited=int(row["rate_limited"]),
+        circuit_broken=int(row["circuit_broken"]),
+        **{name: row[name] for name in COUNTED},
+    )
+
+
+def _tallies(connection: Connection, of: Sequence[int], by: ColumnElement[Any]) -> dict[Any, Tally]:
+    """Count the units of some runs, grouped by run or by endpoint."""
+    if not of:
+        return {}
+    parked = and_(units.c.state == UnitState.WAITING, units.c.parked_on.is_not(None))
+    broken = (units.c.reason == "circuit_open") | units.c.parked_on.is_not(None)
+    rows = connection.execute(
+        select(
+            by.label("group"),
+            units.c.state,
+            units.c.outcome,
+            func.count().label("count"),
+            func.count().filter(parked).label("parked"),
+            func.count().filter(units.c.rate_limited).label("rate_limited"),
+            func.count().filter(broken).label("circuit_broken"),
+            *(func.sum(units.c[name]).label(name) for name in COUNTED),
+        )
+        .where(units.c.run.in_(of))
+        .group_by(by, units.c.state, units.c.outcome)
+        .order_by(by)
+    ).mappings()
+    grouped: dict[Any, list[RowMapping]] = {}
+    for row in rows:
+        grouped.setdefault(row["group"], []).append(row)
+    return {group: _sum(parts) for group, parts in grouped.items()}
+
+
+def _sum(parts: Sequence[RowMapping]) -> Tally:
+    done = [row for row in parts if row["state"] == UnitState.DONE]
+    return Tally(
+        by_state={row["state"]: row["count"] for row in parts if row["state"] != UnitState.DONE},
+        by_outcome={row["outcome"]: row["count"] for row in done},
+        **{
+            name: sum(row[name] for row in parts)
+            for name in ("parked", "rate_limited", "circuit_broken", *COUNTED)
+        },
+    )
+
+
+def _reasons(connection: Connection, run: int) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for outcome, reason, count in connection.execute(
+        select(units.c.outcome, units.c.reason, func.count())
+        .where(units.c.run == run, units.c.outcome.is_not(None), units.c.outcome.not_in(SUCCESSFUL))
+        .group_by(units.c.outcome, units.c.reason)
+        .order_by(func.count().desc())
+    ):
+        found.setdefault(outcome, {})[reason or "?"] = count
+    return found
+
+
+def _waiting(connection: Connection, run: int) -> list[Waiting]:
+    """What the open units wait for, in the words of `Waiting.reason`."""
+    later = units.c.not_before > db_now()
+    reason = case(
+        (units.c.state == UnitState.RUNNING, literal("its answer")),
+        (units.c.state == UnitState.SENT, literal("a worker")),
+        (and_(later, units.c.parked_on.is_not(None)), literal("circuit ") + units.c.parked_on),
+        (and_(later, units.c.ticket.is_not(None)), literal("its place in a limit")),
+        (and_(later, units.c.throttles > 0), literal("the server's Retry-After")),
+        (and_(later, units.c.attempts > 0), literal("a retry")),
+        (later, literal("its time")),
+        else_=literal("a wave"),
+    )
+    rows = connection.execute(
+        select(
+            units.c.state,
+            reason.label("reason"),
+            func.count(),
+            func.min(case((and_(units.c.state == UnitState.WAITING, later), units.c.not_before))),
+        )
+        .where(units.c.run == run, units.c.state != UnitState.DONE)
+        .group_by(units.c.state, reason)
+        .order_by(func.count().desc())
+    )
+    return [Waiting(*row) for row in rows]
+
+
+def _failures(connection: Connection, run: int) -> list[Failure]:
+    rows = connection.execute(
+        select(units)
+        .where(units.c.run == run, units.c.outcome.in_(UNSUCCESSFUL))
+        .order_by(units.c.n)
+        .limit(ERRORS_SHOWN)
+    ).mappings()
+    return [
+        Failure(
+            endpoint=row["endpoint"],
+            symbol=row["symbol"],
+            error=row["reason"] or "?",
+            message=(row["error"] or {}).get("message", ""),
+            at=row["finished_at"],
+            attempts=row["attempts"],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,523 @@
+"""The `penstock` command.
+
+Imports stand inside the commands, so that `penstock --help` needs no Celery, SQL or Redis client.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from resilience.guard import CircuitView
+    from tasks.collectors.spec import Endpoint
+    from tasks.reads import RunView
+    from tasks.runs import Order
+    from tasks.settings import Settings
+
+EXIT = "Exit status: 0 all went well, 1 a run ended partial, failed or skipped, 2 usage or configuration."
+INTERRUPTED = 130
+CTL_SLOTS = 2
+
+
+class Sentence(click.ClickException):
+    """What is wrong and what to do, without a traceback."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """One line for each problem."""
+        for line in self.message.splitlines():
+            click.echo(f"penstock: {line}", file=file or sys.stderr)
+
+
+class Plain(click.Group):
+    """Turns our own errors into sentences; only those, for any other is a mistake of ours to be seen."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException:
+            raise
+        except Exception as error:
+            from resilience.errors import PenstockError
+
+            if isinstance(error, PenstockError):
+                raise Sentence(str(error)) from error
+            raise
+
+
+def _names(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise click.BadParameter("names no symbol")
+    return names
+
+
+def _instant(_ctx: click.Context, _option: click.Parameter, text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no date; write 2026-01-31 or 2026-01-31T12:00 (UTC)") from None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON instead of tables.")
+detach_option = click.option("--detach", is_flag=True, help="Store the run, say its number and return.")
+symbols_option = click.option(
+    "--symbols", callback=_names, metavar="A,B", help="Only these symbols, in place of the declared ones."
+)
+loglevel_option = click.option(
+    "--loglevel",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    help="Default: PENSTOCK_LOG_LEVEL, or INFO.",
+)
+
+
+@click.group(cls=Plain, epilog=EXIT, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="penstock", prog_name="penstock")
+def main() -> None:
+    """Collect data from rate-limited APIs with a fleet of Celery workers."""
+
+
+@main.command()
+def up() -> None:
+    """Run everything here: Redis if none is given, worker, ctl worker and beat."""
+    from tasks.settings import get_settings
+    from workers.up import up as run_up
+
+    sys.exit(run_up(get_settings()))
+
+
+@main.command()
+@click.option("--ctl", is_flag=True, help="Plan, advance and close runs instead of collecting.")
+@click.option("--alone", is_flag=True, hidden=True)
+@click.option("--only-ctl", is_flag=True, hidden=True)
+@click.option("--concurrency", type=click.IntRange(1), help="Units at once. Default: PENSTOCK_CONCURRENCY.")
+@click.option("--pool", type=click.Choice(["prefork", "threads"]), help="Default: PENSTOCK_POOL.")
+@loglevel_option
+def worker(
+    *,
+    ctl: bool,
+    alone: bool,
+    only_ctl: bool,
+    concurrency: int | None,
+    pool: str | None,
+    loglevel: str | None,
+) -> None:
+    """Run a worker: one for units, or with --ctl the one that steers.
+
+    Each deployment needs at least one of both, and one `penstock beat`. Beside a --ctl worker runs a small
+    process for suspects: units that ended their worker, which are tried once more by themselves.
+    """
+    from tasks.units import ALONE
+    from workers.queues import CTL
+
+    if ctl:
+        if concurrency or pool:
+            raise click.UsageError("--ctl goes with neither --concurrency nor --pool")
+        _supervise_ctl(loglevel)
+    settings = _ready()
+    if alone:
+        _work("alone", [ALONE], "prefork", 1, loglevel)
+    elif only_ctl:
+        _work("ctl", [CTL], "prefork", CTL_SLOTS, loglevel)
+    else:
+        _work("units", None, pool or settings.pool, concurrency or settings.concurrency, loglevel)
+
+
+def _supervise_ctl(loglevel: str | None) -> None:
+    """Run the ctl worker and the one for suspects, and end with them."""
+    from workers.up import Process, supervise
+
+    settings = _ready()
+    options = ("--loglevel", loglevel) if loglevel else ()
+    command = (sys.executable, "-m", "workers.cli", "worker")
+    processes = [Process(kind, (*command, f"--{kind}", *options)) for kind in ("only-ctl", "alone")]
+    sys.exit(supervise(processes, settings))
+
+
+def _work(kind: str, queues: Sequence[str] | None, pool: str, concurrency: int, loglevel: str | None) -> None:
+    """Become a Celery worker; returns when it was told to stop."""
+    os.environ["_PENSTOCK_WORKER_KIND"] = kind  # workers.lifecycle reads it, in the children too
+    from celery.utils.nodenames import default_nodename, host_format
+
+    from tasks.collectors.registry import collectors
+    from tasks.settings import get_settings
+    from workers.queues import unit_queues
+
+    app = _app()
+    names = queues or [queue.name for queue in unit_queues(collectors())]
+    made = app.Worker(
+        # The pid lets several workers share a host: Celery takes two of one name for one.
+        hostname=host_format(default_nodename(f"{kind}-{os.getpid()}@%h")),
+        queues=list(names),
+        pool_cls=pool,
+        concurrency=concurrency,
+        loglevel=(loglevel or get_settings().log_level).upper(),
+        # Workers need not know each other: SQL knows who lives, and a start waits for nobody.
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    made.start()
+    sys.exit(made.exitcode)
+
+
+@main.command()
+@loglevel_option
+def beat(loglevel: str | None) -> None:
+    """Run the clock that starts scheduled runs and the reconciler; two of them do no harm."""
+    from tasks.settings import get_settings
+
+    _servers_ready(get_settings())
+    level = (loglevel or get_settings().log_level).upper()
+    _app().Beat(loglevel=level, quiet=True).run()
+
+
+@main.group("db")
+def database() -> None:
+    """Prepare the database."""
+
+
+@database.command()
+@click.option("--revision", default="head", show_default=True, help="Migrate up to this one.")
+def upgrade(revision: str) -> None:
+    """Bring the tables up to date; harmless when they are, and when two do it at once."""
+    from tasks import schema
+    from tasks.settings import get_settings, masked
+
+    url = get_settings().database
+    schema.upgrade(url, revision)
+    click.echo(f"{masked(url)} has schema {schema.current(url)}")
+
+
+@main.command(epilog=EXIT)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@symbols_option
+@detach_option
+@json_option
+def run(names: Sequence[str], symbols: tuple[str, ...] | None, *, detach: bool, as_json: bool) -> None:
+    """Collect now. NAME is a collector (binance) or an endpoint (binance.klines).
+
+    Several collectors make one run and one result each. Units behind an open circuit wait until it closes.
+    Without --detach this waits; Ctrl-C ends the waiting, not the run.
+    """
+    from tasks.settings import get_settings
+
+    orders = _orders(names, symbols, get_settings())
+    _database_ready()
+    _make(orders, detach=detach, as_json=as_json)
+
+
+@main.command(epilog=EXIT)
+@click.argument("name")
+@click.option("--start", required=True, callback=_instant, metavar="DATE", help="First moment, UTC.")
+@click.option("--end", required=True, callback=_instant, metavar="DATE", help="First moment after it, UTC.")
+@symbols_option
+@detach_option
+@json_option
+def backfill(
+    name: str,
+    start: datetime,
+    end: datetime,
+    symbols: tuple[str, ...] | None,
+    *,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Collect the past: from --start up to, but without, --end.
+
+    A backfill takes what live runs leave of the limits. Doing it twice stores nothing twice.
+    """
+    from tasks import backfill as tasks_backfill
+    from tasks.collectors.registry import collectors, find
+
+    found = find(collectors(), name)
+    if len(found) != 1:
+        raise click.UsageError(f"{name} has several endpoints; name one: {_listed(found)}")
+    order = tasks_backfill.order(found[0], start, end, symbols)
+    _database_ready()
+    _make([order], detach=detach, as_json=as_json)
+
+
+@main.command("runs")
+@click.option("--limit", type=click.IntRange(1, 10000), default=20, show_default=True)
+@json_option
+def list_runs(limit: int, *, as_json: bool) -> None:
+    """Show the newest runs."""
+    from tasks import reads
+
+    _database_ready()
+    found = reads.latest_runs(limit)
+    if as_json:
+        return _echo_json([each.to_dict() for each in found])
+    if not found:
+        return click.echo("There is no run yet: `penstock run NAME` makes one.")
+    from workers.tables import console, runs_table
+
+    return console().print(runs_table(found))
+
+
+@main.command()
+@click.argument("number", type=int, metavar="RUN")
+@json_option
+def show(number: int, *, as_json: bool) -> None:
+    """Show one run: units by outcome, errors, calls, waits."""
+    from tasks import reads
+
+    _database_ready()
+    found = reads.detail(number)
+    if found is None:
+        raise Sentence(f"there is no run {number}; `penstock runs` lists them")
+    if as_json:
+        return _echo_json(found.to_dict())
+    from workers.tables import console, run_page
+
+    return console().print(run_page(found))
+
+
+@main.command()
+@click.argument("number", type=int, metavar="RUN")
+def cancel(number: int) -> None:
+    """End a run: units that wait are skipped, those that run finish."""
+    from tasks import reads, runs, store
+
+    _database_ready()
+    found = reads.look_at([number])
+    if not found:
+        raise Sentence(f"there is no run {number}; `penstock runs` lists them")
+    if found[0].is_done:
+        raise Sentence(f"run {number} has ended already ({found[0].outcome})")
+    with store.writing() as connection:
+        runs.cancel(connection, number, "cancelled by hand")
+    runs.close(number)
+    click.echo(f"run {number} is cancelled; units that are running finish")
+
+
+@main.command("collectors")
+@json_option
+def list_collectors(*, as_json: bool) -> None:
+    """Show what can be collected, on which schedule, within which limits, and the circuits."""
+    from tasks.collectors.registry import collectors
+
+    endpoints = [endpoint for api in collectors().values() for endpoint in api.endpoints.values()]
+    rows = [_described(endpoint, view) for endpoint, view in zip(endpoints, _views(endpoints), strict=True)]
+    if as_json:
+        return _echo_json(rows)
+    from workers.tables import collectors_table, console
+
+    return console().print(collectors_table(rows))
+
+
+def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, Any]:
+    """What `penstock collectors` says about an endpoint."""
+    from tasks.reads import iso
+    from tasks.schedules import wanted
+    from tasks.settings import get_settings
+
+    symbols = endpoint.symbols
+    return {
+        "endpoint": endpoint.full_name,
+        "collector": endpoint.api.name,
+        "base_url": endpoint.api.base_url,
+        "symbols": None if callable(symbols) or symbols is None else len(symbols),
+        "symbols_from": "function" if callable(symbols) else "none" if symbols is None else "list",
+        "every_s": None if endpoint.every is None else int(endpoint.every.total_seconds()),
+        "scheduled": endpoint.every is not None and wanted(endpoint, get_settings().schedules),
+        "limits": [
+            f"{limit.spec} per {_per(limit.per)}" for limit in (*endpoint.api.limits, *endpoint.limits)
+        ],
+        "circuit": None if view is None else str(view.state),
+        "circuit_until_at": None if view is None else iso(view.retry_at),
+        "table": endpoint.table.name,
+    }
+
+
+def _per(per: Any) -> str:
+    return per if isinstance(per, str) else "function"
+
+
+def _views(endpoints: "Sequence[Endpoint]") -> "list[CircuitView | None]":
+    """The circuits, or None for each where Redis does not answer."""
+    from resilience.errors import ConfigurationError, StoreUnavailableError
+    from tasks.limits import circuits
+
+    try:
+        found = circuits(endpoints)
+    except (ConfigurationError, StoreUnavailableError):
+        return [None] * len(endpoints)
+    return [found.get(endpoint.full_name) for endpoint in endpoints]
+
+
+def _app() -> "Celery":
+    """The Celery app, made this process's own."""
+    from workers.celery import app
+
+    return app
+
+
+def _ready() -> "Settings":
+    """The settings, once everything that a worker needs is there. Raises ConfigurationError."""
+    from tasks.collectors.registry import collectors
+    from tasks.settings import get_settings
+
+    settings = get_settings()
+    collectors()
+    _database_ready()
+    _servers_ready(settings)
+    return settings
+
+
+def _servers_ready(settings: "Settings") -> None:
+    from workers.embedded import check_redis
+    from workers.queues import check_broker
+
+    check_redis(settings.redis)
+    if settings.broker != settings.redis:
+        check_broker(settings.broker)
+
+
+def _database_ready() -> None:
+    """Raise ConfigurationError unless the database is there and migrated; makes none by looking."""
+    from pathlib import Path
+
+    from tasks import schema
+    from tasks.settings import get_settings
+
+    url = get_settings().database
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        raise Sentence(f"there is no database {url}: run `penstock db upgrade`, or start `penstock up`")
+    schema.check(url)
+
+
+def _orders(names: Sequence[str], symbols: tuple[str, ...] | None, settings: "Settings") -> "list[Order]":
+    """One order for each collector. Raises ConfigurationError for names and symbols that are not there."""
+    from tasks.collectors.registry import collectors, find
+    from tasks.outcomes import RunKind
+    from tasks.runs import Order
+
+    by_collector: dict[str, dict[str, Endpoint]] = {}
+    for name in names:
+        for endpoint in find(collectors(), name):
+            by_collector.setdefault(endpoint.api.name, {})[endpoint.full_name] = endpoint
+    for endpoints in by_collector.values():
+        for endpoint in endpoints.values():
+            endpoint.check_symbols(symbols)
+    return [
+        Order(
+            collector=collector,
+            endpoints=tuple(endpoints),
+            kind=RunKind.ADHOC,
+            symbols=symbols and tuple(dict.fromkeys(symbols)),
+            deadline_s=settings.run_deadline_s,
+        )
+        for collector, endpoints in by_collector.items()
+    ]
+
+
+def _make(orders: "Sequence[Order]", *, detach: bool, as_json: bool) -> None:
+    """Store the runs, have them started, and wait for them unless told otherwise."""
+    from tasks import reads, runs
+
+    numbers = [runs.request(order) for order in orders]
+    away = _start(numbers)
+    for order, number in zip(orders, numbers, strict=True):
+        _tell(f"run {number}: {', '.join(order.endpoints)}{_of_symbols(order)}")
+    _tell_obstacles(numbers, away)
+    if not detach:
+        _await(numbers, as_json=as_json)
+    elif as_json:
+        _echo_json([each.to_dict() for each in reads.look_at(numbers)])
+
+
+def _start(numbers: Sequence[int]) -> str | None:
+    """Have stored runs planned; or say what is away, and they are planned when it is back."""
+    from resilience.errors import ConfigurationError
+    from tasks import runs
+    from tasks.settings import get_settings
+
+    try:
+        _servers_ready(get_settings())
+    except ConfigurationError as error:
+        return str(error)
+    _app()
+    started = [runs.start(number) for number in numbers]
+    return None if all(started) else "it went away just now"
+
+
+def _of_symbols(order: "Order") -> str:
+    return f", {len(order.symbols)} symbols" if order.symbols and order.symbols != ("",) else ""
+
+
+def _tell_obstacles(numbers: Sequence[int], away: str | None) -> None:
+    """Say why stored runs do not start yet, if they do not."""
+    from tasks import reads
+    from tasks.settings import get_settings
+
+    stored = f"run {_listed(numbers)} is" if len(numbers) == 1 else f"runs {_listed(numbers)} are"
+    starts = "starts" if len(numbers) == 1 else "start"
+    if away is not None:
+        return _tell(f"{stored} stored and {starts} when Redis is back: {away}")
+    alive = reads.workers_alive(get_settings().gone_after_s)
+    if not alive.get("ctl"):
+        _tell(
+            f"{stored} stored and {starts} when a ctl worker runs: none is alive; "
+            "start `penstock up`, or `penstock worker --ctl`"
+        )
+    elif not alive.get("units"):
+        _tell("no worker is alive that collects: start `penstock worker`")
+    return None
+
+
+def _await(numbers: Sequence[int], *, as_json: bool) -> None:
+    """Wait for runs by looking at SQL, show their results, and end with what they came to."""
+    from workers.progress import watch
+
+    try:
+        done = watch(numbers, quiet=as_json)
+    except KeyboardInterrupt:
+        shown = " · ".join(f"penstock show {number}" for number in numbers)
+        _tell(f"\nit goes on without you; look at it with {shown} (or end it with penstock cancel RUN)")
+        sys.exit(INTERRUPTED)
+    if as_json:
+        _echo_json([each.to_dict() for each in done])
+    else:
+        _show_results(done)
+    sys.exit(0 if all(each.outcome in {"ok", "empty"} for each in done) else 1)
+
+
+def _show_results(done: "Sequence[RunView]") -> None:
+    from workers.tables import console, results_table
+
+    screen = console()
+    screen.print(results_table(done))
+    for each in done:
+        if each.units.failed:
+            screen.print(f"what failed: penstock show {each.id}")
+
+
+def _tell(line: str) -> None:
+    """Say something that is no result."""
+    click.echo(line, err=True)
+
+
+def _listed(items: Sequence[Any]) -> str:
+    return ", ".join(str(getattr(item, "full_name", item)) for item in items)
+
+
+def _echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

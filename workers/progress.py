@@ -1,0 +1,149 @@
+"""Runs while they run: bars on a terminal, a plain line every few seconds elsewhere. Looks at SQL only."""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
+from tasks import reads
+from tasks.collectors.registry import endpoint_of
+from tasks.limits import circuits
+from tasks.reads import RunView
+from workers.tables import CIRCUIT_COLOURS, bar, console, duration, outcome, shares
+
+LOOK_S = 0.4
+PLAIN_S = 5.0
+SPEED_OVER_S = 5.0
+
+
+@dataclass(slots=True)
+class Speed:
+    """Calls per second over the last seconds."""
+
+    seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def at(self, now_s: float, calls: int) -> float:
+        """Take a reading and say the speed."""
+        self.seen.append((now_s, calls))
+        while now_s - self.seen[0][0] > SPEED_OVER_S:
+            self.seen.popleft()
+        (then_s, before) = self.seen[0]
+        return (calls - before) / (now_s - then_s) if now_s > then_s else 0.0
+
+
+@dataclass(slots=True)
+class Board:
+    """What is on the screen: the runs, how fast each goes, and their circuits."""
+
+    runs: Sequence[RunView] = ()
+    circuits: Mapping[str, str] = field(default_factory=dict)
+    speeds: dict[int, Speed] = field(default_factory=dict)
+    rates: dict[int, float] = field(default_factory=dict)
+    note: str = ""
+
+    def look(self, numbers: Sequence[int], now_s: float) -> bool:
+        """Read everything again; true when all runs are done. A database that is away is waited for."""
+        try:
+            self.runs, self.note = reads.look_at(numbers), ""
+        except DatabaseError as error:
+            self.note = f"waiting for the database: {error}"
+            return False
+        for run in self.runs:
+            self.rates[run.id] = self.speeds.setdefault(run.id, Speed()).at(now_s, run.units.calls)
+        self.circuits = circuit_states(self.runs)
+        return bool(self.runs) and all(run.is_done for run in self.runs)
+
+    def __rich__(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        for run in self.runs:
+            table.add_row(*self._row(run))
+        return Group(table, Text(self.note, style="yellow")) if self.note else table
+
+    def _row(self, run: RunView) -> list[RenderableType]:
+        tally = run.units
+        return [
+            Text(f"run {run.id}", style="bright_black"),
+            Text(run.collector, style="bold"),
+            bar(shares(tally), 30) if tally.total else Text("being planned", style="bright_black"),
+            Text(f"{tally.successful}/{tally.total} stored"),
+            Text(f"{tally.open} waiting", style="bright_black" if tally.open else "black"),
+            _bad(tally.failed, "failed", "red"),
+            _bad(tally.skipped, "skipped", "yellow"),
+            Text(f"{self.rates.get(run.id, 0.0):5.1f} calls/s"),
+            self._circuit(run),
+            outcome(run) if run.is_done else Text(duration(run.lasted_s), style="bright_black"),
+        ]
+
+    def _circuit(self, run: RunView) -> Text:
+        text = Text("circuit ", style="bright_black")
+        states = sorted({self.circuits.get(name, "?") for name in run.endpoints})
+        for state in states:
+            text.append(state + " ", style=CIRCUIT_COLOURS.get(state, "bright_black"))
+        return text
+
+    def lines(self) -> list[str]:
+        """The same for a log file."""
+        said = [
+            f"run {run.id} {run.collector}: {run.units.successful}/{run.units.total} stored, "
+            f"{run.units.open} waiting, {run.units.failed} failed, {run.units.skipped} skipped, "
+            f"{self.rates.get(run.id, 0.0):.1f} calls/s, "
+            f"circuit {'/'.join(sorted({self.circuits.get(name, '?') for name in run.endpoints}))}, "
+            f"{run.outcome or run.state}"
+            for run in self.runs
+        ]
+        return [*said, self.note] if self.note else said
+
+
+def _bad(count: int, word: str, style: str) -> Text:
+    return Text(f"{count} {word}", style=style if count else "bright_black")
+
+
+def circuit_states(runs: Sequence[RunView]) -> dict[str, str]:
+    """The circuits of these runs by endpoint; empty when Redis does not answer."""
+    try:
+        views = circuits([endpoint_of(name) for run in runs for name in run.endpoints])
+    except (StoreUnavailableError, ConfigurationError):
+        return {}
+    return {name: str(view.state) for name, view in views.items()}
+
+
+def watch(numbers: Sequence[int], *, quiet: bool = False, screen: Console | None = None) -> list[RunView]:
+    """Wait until all runs are done, and return them. Progress goes to stderr unless `quiet`.
+
+    KeyboardInterrupt leaves the runs as they are. A database that is away is waited for.
+    """
+    screen = screen or console(stderr=True)
+    board = Board()
+    if quiet:
+        _until_done(board, numbers)
+    elif screen.is_terminal:
+        with Live(board, console=screen, auto_refresh=False, transient=True) as live:
+            _until_done(board, numbers, live=live)
+    else:
+        _until_done(board, numbers, plain=screen)
+    return list(board.runs)
+
+
+def _until_done(
+    board: Board, numbers: Sequence[int], *, live: Live | None = None, plain: Console | None = None
+) -> None:
+    said_s = 0.0
+    while True:
+        began_s = time.monotonic()
+        done = board.look(numbers, began_s)
+        if live is not None:
+            live.update(board, refresh=True)
+        if plain is not None and (done or began_s - said_s >= PLAIN_S):
+            said_s = began_s
+            for line in board.lines():
+                plain.print(line)
+        if done:
+            return
+        # A look at a very large run must not become a load of its own.
+        time.sleep(max(LOOK_S, 5 * (time.monotonic() - began_s)))

@@ -1,0 +1,325 @@
+"""How runs look on a terminal: numbers that people compare are drawn beside being said."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tasks.outcomes import Outcome, RunOutcome, UnitState
+from tasks.reads import RunDetail, RunView, Tally
+
+# A glyph for each, so that the bar says the same without colours.
+PARTS: dict[str, tuple[str, str]] = {
+    Outcome.STORED: ("█", "green"),
+    Outcome.EMPTY: ("▒", "green"),
+    Outcome.SKIPPED: ("░", "yellow"),
+    Outcome.FAILED: ("x", "red"),
+    Outcome.ABANDONED: ("?", "magenta"),
+    UnitState.RUNNING: (">", "cyan"),
+    UnitState.SENT: ("·", "cyan"),
+    UnitState.WAITING: ("·", "bright_black"),
+}
+COLOURS: dict[str, str] = {
+    RunOutcome.OK: "green",
+    RunOutcome.EMPTY: "green",
+    RunOutcome.PARTIAL: "yellow",
+    RunOutcome.SKIPPED: "yellow",
+    RunOutcome.CANCELLED: "yellow",
+    RunOutcome.FAILED: "red",
+}
+CIRCUIT_COLOURS = {"closed": "green", "half_open": "yellow", "open": "red", "forced_open": "red"}
+NOTHING = "-"
+PLAIN_WIDTH = 140  # where the output is a file nothing has to be cut
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for what is shown to people; JSON goes past it."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+def bar(counts: Mapping[str, int], width: int) -> Text:
+    """Counts as cells side by side; whatever is there at all gets a cell."""
+    present = {name: counts[name] for name in PARTS if counts.get(name)}
+    drawn = Text()
+    for name, cells in _cells(present, width).items():
+        glyph, colour = PARTS[name]
+        drawn.append(glyph * cells, style=colour)
+    return drawn
+
+
+def _cells(counts: Mapping[str, int], width: int) -> dict[str, int]:
+    """Share `width` cells out in proportion, at least one each; the largest part takes the rounding."""
+    total = sum(counts.values())
+    if not total:
+        return {}
+    cells = {name: max(1, count * width // total) for name, count in counts.items()}
+    largest = max(cells, key=lambda name: cells[name])
+    cells[largest] = max(1, cells[largest] + width - sum(cells.values()))
+    return cells
+
+
+def shares(tally: Tally) -> dict[str, int]:
+    """All units of a tally, done and open, as one set of counts."""
+    return {**tally.by_outcome, **tally.by_state}
+
+
+def duration(seconds: float | None) -> str:
+    """Short and exact enough: 0.42 s, 12.3 s, 4 min 05 s, 2 h 10 min."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min" + (f" {rest:02d} s" if rest else "")
+    return f"{minutes // 60} h" + (f" {minutes % 60:02d} min" if minutes % 60 else "")
+
+
+def moment(at: datetime | None) -> str:
+    """A time in UTC, to the second; the heading says which zone."""
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def outcome(run: RunView) -> Text:
+    """How a run ended, or where it stands."""
+    if run.outcome is None:
+        return Text(run.state, style="cyan")
+    return Text(run.outcome, style=COLOURS.get(run.outcome, ""))
+
+
+def runs_table(runs: Sequence[RunView]) -> Table:
+    """The list of runs."""
+    table = _table(
+        "run", "collector", "kind", "outcome", "units", "ok", "records", "calls", "took", "requested (UTC)"
+    )
+    for column in (0, 5, 6, 7, 8):
+        table.columns[column].justify = "right"
+    longest = max((run.lasted_s or 0.0 for run in runs), default=0.0)
+    for run in runs:
+        table.add_row(
+            str(run.id),
+            _what(run),
+            run.kind,
+            outcome(run),
+            bar(shares(run.units), 20),
+            f"{run.units.successful}/{run.units.total}",
+            f"{run.units.records:,}",
+            f"{run.units.calls:,}",
+            _length(run.lasted_s, longest),
+            moment(run.requested_at),
+        )
+    return table
+
+
+def _what(run: RunView) -> str:
+    return (
+        run.endpoints[0] if len(run.endpoints) == 1 else f"{run.collector} ({len(run.endpoints)} endpoints)"
+    )
+
+
+def _length(seconds: float | None, longest: float) -> Text:
+    cells = round(8 * (seconds or 0.0) / longest) if longest else 0
+    return Text(duration(seconds)).append(f" {'━' * cells:<8}", style="blue")
+
+
+def results_table(runs: Sequence[RunView]) -> Table:
+    """CollectionResults side by side."""
+    table = _table(
+        "run",
+        "collector",
+        "outcome",
+        "units",
+        "ok",
+        "failed",
+        "skipped",
+        "success",
+        "records",
+        "calls",
+        "retries",
+        "waited",
+        "took",
+        "why",
+    )
+    for column in (0, 4, 5, 6, 7, 8, 9, 10, 11, 12):
+        table.columns[column].justify = "right"
+    for run in runs:
+        tally = run.units
+        table.add_row(
+            str(run.id),
+            run.collector,
+            outcome(run),
+            bar(shares(tally), 16),
+            f"{tally.successful}/{tally.total}",
+            _count(tally.failed, "red"),
+            _count(tally.skipped, "yellow"),
+            _rate(tally),
+            f"{tally.records:,}",
+            f"{tally.calls:,}",
+            str(tally.retries or NOTHING),
+            duration(tally.waited_s) if tally.waited_s else NOTHING,
+            duration(run.lasted_s),
+            why(run),
+        )
+    return table
+
+
+def why(run: RunView) -> str:
+    """What stood in the way, in few words."""
+    marks = [
+        run.reason or "",
+        "circuit open" if run.units.circuit_broken else "",
+        "rate limited" if run.units.rate_limited else "",
+    ]
+    return ", ".join(filter(None, marks))
+
+
+def _count(number: int, style: str) -> Text:
+    return Text(str(number), style=style) if number else Text(NOTHING)
+
+
+def run_page(shown: RunDetail) -> RenderableType:
+    """Everything about one run, one under the other."""
+    run = shown.run
+    parts: list[RenderableType] = [_head(run), _facts(shown), _units(run)]
+    if len(shown.by_endpoint) > 1:
+        parts.append(_endpoints(shown))
+    if shown.waiting:
+        parts.append(_waiting(shown))
+    if shown.failures:
+        parts.append(_failures(shown))
+    return Group(*parts)
+
+
+def _head(run: RunView) -> Text:
+    line = Text(f"run {run.id}: {', '.join(run.endpoints)} ({run.kind}) ", style="bold")
+    line.append_text(outcome(run))
+    if note := why(run):
+        line.append(f" ({note})")
+    return line
+
+
+def _facts(shown: RunDetail) -> Table:
+    run, tally = shown.run, shown.run.units
+    grid = Table.grid(padding=(0, 2))
+    facts: dict[str, Any] = {
+        "requested": f"{moment(run.requested_at)} UTC",
+        "started": f"{moment(run.started_at)} UTC" if run.started_at else "not yet",
+        "finished": f"{moment(run.finished_at)} UTC after {duration(run.lasted_s)}"
+        if run.finished_at
+        else "",
+        "deadline": "" if run.is_done else f"{moment(run.deadline_at)} UTC",
+        "slot": f"{moment(run.slot_at)} UTC" if run.slot_at else "",
+        "range": f"{moment(run.start_at)} to {moment(run.end_at)} UTC" if run.start_at else "",
+        "behind a circuit": "units park" if run.on_open == "park" else "units are skipped",
+        "success rate": _rate(tally),
+        "records": f"{tally.records:,}",
+        "calls": f"{tally.calls:,} ({tally.retries:,} retries), weight {tally.weight:,.0f}",
+        "waits": f"{tally.waits:,} for {duration(tally.waited_s)}" if tally.waits else "none",
+        "waves": _waves(shown),
+        "sent again": f"{tally.resent:,}" if tally.resent else "",
+    }
+    for name, value in facts.items():
+        if value:
+            grid.add_row(Text(name, style="bright_black"), value)
+    return grid
+
+
+def _rate(tally: Tally) -> str:
+    return f"{tally.successful / tally.total:.1%}" if tally.total else NOTHING
+
+
+def _waves(shown: RunDetail) -> str:
+    text = f"{shown.run.waves} launched, {shown.waves_done} closed by their chord"
+    if shown.waves_differing:
+        text += f", {shown.waves_differing} counted otherwise than SQL (SQL wins)"
+    return text
+
+
+def _units(run: RunView) -> Table:
+    counts = shares(run.units)
+    most = max(counts.values(), default=0)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("")
+    for name, (glyph, colour) in PARTS.items():
+        if count := counts.get(name):
+            cells = max(1, 40 * count // most)
+            grid.add_row(name, Text(f"{count:,}", justify="right"), Text(glyph * cells, style=colour))
+    return grid
+
+
+def _endpoints(shown: RunDetail) -> Table:
+    table = _table("endpoint", "units", "ok", "failed", "skipped", "records", "calls", title="by endpoint")
+    for name, tally in shown.by_endpoint.items():
+        table.add_row(
+            name,
+            bar(shares(tally), 20),
+            f"{tally.successful}/{tally.total}",
+            _count(tally.failed, "red"),
+            _count(tally.skipped, "yellow"),
+            f"{tally.records:,}",
+            f"{tally.calls:,}",
+        )
+    return table
+
+
+def _waiting(shown: RunDetail) -> Table:
+    table = _table("state", "units", "waits for", "until (UTC)", title="open units")
+    for each in shown.waiting:
+        table.add_row(each.state, f"{each.units:,}", each.reason, moment(each.until_at))
+    return table
+
+
+def _failures(shown: RunDetail) -> Table:
+    total = shown.run.units.failed
+    title = (
+        "errors" if total == len(shown.failures) else f"the first {len(shown.failures)} of {total:,} errors"
+    )
+    table = _table("endpoint", "symbol", "error", "attempts", "at (UTC)", "message", title=title)
+    for each in shown.failures:
+        table.add_row(
+            each.endpoint,
+            each.symbol,
+            Text(each.error, style="red"),
+            str(each.attempts),
+            moment(each.at),
+            Text(each.message[:120]),
+        )
+    return table
+
+
+def _table(*headings: str, title: str | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bright_black", title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading not in {"message", "why", "limits"})
+    return table
+
+
+def collectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What can be collected; `rows` as `penstock collectors --json` writes them."""
+    table = _table("endpoint", "symbols", "every", "scheduled", "limits", "circuit", "table")
+    table.columns[1].justify = "right"
+    for row in rows:
+        table.add_row(
+            row["endpoint"],
+            row["symbols_from"] if row["symbols"] is None else str(row["symbols"]),
+            NOTHING if row["every_s"] is None else duration(row["every_s"]),
+            Text("yes", style="green") if row["scheduled"] else Text("no", style="bright_black"),
+            ", ".join(row["limits"]) or "none",
+            circuit(row["circuit"], row["circuit_until_at"]),
+            row["table"],
+        )
+    return table
+
+
+def circuit(state: str | None, until: str | None = None) -> Text:
+    """A circuit's state; "?" where Redis does not answer."""
+    if state is None:
+        return Text("?", style="bright_black")
+    text = Text(state, style=CIRCUIT_COLOURS.get(state, ""))
+    return text.append(f" until {until[11:19]} UTC") if until and state != "closed" else text
