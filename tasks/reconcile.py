@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import current_app, shared_task
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Connection, RowMapping, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resilience.errors import DatabaseError, StoreUnavailableError
@@ -23,7 +23,7 @@ from tasks.models import events, runs, units, workers
 from tasks.outcomes import Outcome, RunState, UnitState
 from tasks.runs import OPEN, carry_on, close, plan
 from tasks.settings import Settings, get_settings
-from tasks.store import db_now, reading, writing
+from tasks.store import db_now, reading, record_event, writing
 from tasks.units import ALONE, collect, queue_for
 
 logger = logging.getLogger(__name__)
@@ -95,13 +95,20 @@ def _redis_was_emptied() -> bool:
         emptied = broker_was_emptied()
     except (BrokerError, OSError):
         return False
-    if emptied:
+    if emptied and _seen_before():
         logger.warning("Redis was found empty: every sent unit is sent again")
-        with writing() as connection:
-            connection.execute(
-                insert(events).values(at=db_now(), kind="redis_emptied", subject="redis", detail={})
-            )
-    return emptied
+        record_event("redis_emptied", "redis", {})
+        return True
+    if emptied:
+        record_event("redis_seen", "redis", {})
+    return False
+
+
+def _seen_before() -> bool:
+    """A Redis that is new to us is empty too, but has lost nothing of ours."""
+    with reading() as connection:
+        seen = select(events.c.id).where(events.c.kind.in_(("redis_seen", "redis_emptied"))).limit(1)
+        return connection.execute(seen).first() is not None
 
 
 def _gone(settings: Settings) -> Any:
