@@ -159,6 +159,16 @@ def parse(endpoint: str, function: Callable[..., Any]) -> None:
         raise ConfigurationError(f"{endpoint}: the parse function has to take (row, unit)") from error
 
 
+def pattern(endpoint: str, pattern: str | None) -> None:
+    """A regular expression, where there is one."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigurationError(
+            f"{endpoint}: symbol_pattern is {pattern!r}, which is no regular expression: {error}"
+        ) from error
+
+
 def symbol(endpoint: str, text: Any, pattern: str | None) -> str:
     """One symbol, as asked for or declared."""
     if (

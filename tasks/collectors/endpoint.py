@@ -279,6 +279,7 @@ def _check(endpoint: Endpoint) -> None:
     full, page = endpoint.full_name, endpoint.page
     checks.name(endpoint.name, f"an endpoint of {endpoint.api.name}")
     checks.parse(full, endpoint.parse)
+    checks.pattern(full, endpoint.symbol_pattern)
     used = checks.placeholders(full, endpoint.path, endpoint.params, _values("", page))
     if ("symbol" in used) != (endpoint.symbols is not None):
         raise ConfigurationError(

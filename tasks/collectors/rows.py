@@ -7,7 +7,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Integer, String, Table, TypeDecorator
+from sqlalchemy import JSON, BigInteger, Column, Integer, String, Table, TypeDecorator
 
 from resilience.errors import BadPayloadError
 from tasks.collectors.fields import clean, is_storable, plain
@@ -59,13 +59,18 @@ class Shape:
 
     key: tuple[str, ...]
     fields: tuple[Field, ...]
+    names: frozenset[str]
     free: bool
 
     def unique(self, rows: Iterable[Any]) -> list[dict[str, Any]]:
         """Check every row; of rows with the same key the last one counts."""
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        names = None
         for row in rows:
             checked = self.checked(row)
+            names = names or checked.keys()
+            if checked.keys() != names and not self.free:
+                raise ValueError(f"rows differ: some have {', '.join(checked.keys() ^ names)}, others do not")
             found[tuple([checked[name] for name in self.key])] = checked
         return list(found.values())
 
@@ -81,25 +86,21 @@ class Shape:
                     checked[field.name] = field.check(value)
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"{field.name} {error}") from error
-            elif not field.nullable or (field.name not in row and not field.optional):
+            elif not (field.nullable if field.name in row else field.optional):
                 raise ValueError(f"{field.name} is missing")
-        if not self.free and len(checked) > len(self.fields):
-            raise ValueError(
-                f"the table has no column {', '.join(checked.keys() - {f.name for f in self.fields})}"
-            )
+        if not self.free and not checked.keys() <= self.names:
+            raise ValueError(f"the table has no column {', '.join(checked.keys() - self.names)}")
         return checked
 
 
 def shape_of(table: Table | None, key: tuple[str, ...]) -> Shape:
     """What the table (or, without one, the key) demands of every row."""
     if table is None:
-        return Shape(
-            key,
-            tuple(Field(name, nullable=False, optional=False, check=_key_value) for name in key),
-            free=True,
-        )
-    columns = [column for column in table.columns if column.name != FILLED_BY_STORE]
-    return Shape(key, tuple(_field(column, in_key=column.name in key) for column in columns), free=False)
+        fields = [Field(name, nullable=False, optional=False, check=_key_value) for name in key]
+    else:
+        columns = [column for column in table.columns if column.name != FILLED_BY_STORE]
+        fields = [_field(column, in_key=column.name in key) for column in columns]
+    return Shape(key, tuple(fields), frozenset(each.name for each in fields), free=table is None)
 
 
 def kind_of(column: Column[Any]) -> type:
@@ -120,9 +121,9 @@ def _field(column: Column[Any], *, in_key: bool) -> Field:
 
 
 def _check_of(column: Column[Any], *, in_key: bool) -> Check:
-    kind = kind_of(column)
-    if kind in {dict, list}:
+    if isinstance(column.type, JSON):
         return plain
+    kind = kind_of(column)
     if kind is str:
         return _text_check(column.type.length if isinstance(column.type, String) else None, in_key=in_key)
     if kind is int:
@@ -174,7 +175,7 @@ def _aware(value: Any) -> Any:
 def _key_value(value: Any) -> Any:
     if type(value) in {int, str}:
         return value
-    return _CHECKS[type(value)](value) if type(value) in _CHECKS else _exactly(str, value)
+    return _CHECKS[type(value)](value) if type(value) in {Decimal, datetime, date} else _exactly(str, value)
 
 
 _CHECKS: Mapping[type, Check] = {

@@ -445,6 +445,7 @@ def test_threads_share_a_client(client):
     assert got == {n: [str(n).encode()] * 5 for n in range(32)}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_gets_its_own_connections(client):
     """A child neither uses nor closes the connection of its parent."""
     with serving(answer_with(OK)) as server:

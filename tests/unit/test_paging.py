@@ -1,0 +1,206 @@
+"""Pages, windows and cursors: no page is skipped, none is read for ever."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilience.errors import ConfigurationError
+from tasks.collectors import Bars, Cursor, Single, Token, Unit
+from tasks.collectors.paging import lookup
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def unit(start=None, end=None, cursor=None) -> Unit:
+    return Unit(1, 1, "shop", "bars", "A", start, end, cursor)
+
+
+def bars(interval="1m", size=10, **options) -> Bars:
+    return Bars(interval, start="from", end="to", size=size, **options)
+
+
+def spans(page: Bars, asked: Unit) -> list[tuple[int, int]]:
+    """The requests of a whole unit, as the first and last minute asked for."""
+    found, checkpoint = [], page.first(asked)
+    while checkpoint is not None:
+        sent = page.params(asked, checkpoint)
+        found.append((int(sent["from"]), int(sent["to"])))
+        checkpoint = page.following(asked, checkpoint, [])
+    return found
+
+
+def test_single_is_one_page():
+    """Nothing to say, nothing after it."""
+    assert Single().following(unit(), Single().first(unit()), []) is None
+
+
+def test_token_is_carried_to_the_next_page():
+    """The first page has none, the next ones what the answer said."""
+    page = Token(param="offset", at="next_page.offset", size_param="limit", size=100)
+    first = page.first(unit())
+    assert page.params(unit(), first) == {"limit": "100"}
+    second = page.following(unit(), first, {"data": [], "next_page": {"offset": "abc"}})
+    assert page.params(unit(), second) == {"limit": "100", "offset": "abc"}
+
+
+def test_an_empty_page_with_a_token_is_not_the_end():
+    """Google answers so, and the rest comes after it."""
+    page = Token(param="t", at="next")
+    assert page.following(unit(), {}, {"items": [], "next": "abc"}) == {"token": "abc"}
+
+
+@pytest.mark.parametrize("body", [{"next": None}, {"next": ""}, {}, {"next": {"at": None}}])
+def test_no_token_is_the_end(body):
+    """Null, empty or not there at all."""
+    at = "next.at" if isinstance(body.get("next"), dict) else "next"
+    assert Token(param="t", at=at).following(unit(), {"token": "x"}, body) is None
+
+
+@pytest.mark.parametrize("token", [True, 1.5, [], ["a"], {"a": 1}])
+def test_a_token_that_is_none(token):
+    """Something else stands where the token should be."""
+    with pytest.raises((TypeError, ValueError), match="next"):
+        Token(param="t", at="next").following(unit(), {}, {"next": token})
+
+
+def test_the_same_token_again_is_a_loop():
+    """Better an error than the same page for ever."""
+    with pytest.raises(ValueError, match="just read"):
+        Token(param="t", at="next").following(unit(), {"token": "7"}, {"next": 7})
+
+
+@pytest.mark.parametrize("body", [[], "x", 3, True])
+def test_lookup_in_what_is_no_object(body):
+    """A list where an object was expected is said to be one."""
+    with pytest.raises(TypeError, match=r"a\.b"):
+        lookup(body, "a.b")
+
+
+def test_bars_send_an_inclusive_end():
+    """The last millisecond before the window's end: the bar that opens at the end belongs to the next."""
+    asked = unit(T0, T0 + 5 * MINUTE)
+    sent = bars(size_param="limit").params(asked, {"from": "2026-01-01T00:00:00Z"})
+    assert sent == {"from": "1767225600000", "to": "1767225899999", "limit": "10"}
+
+
+@pytest.mark.parametrize(
+    ("how", "start", "end"),
+    [("s", "1767225600", "1767225899"), ("iso", "2026-01-01T00:00:00Z", "2026-01-01T00:04:59Z")],
+)
+def test_bars_write_times_as_the_api_wants(how, start, end):
+    """Seconds or ISO 8601."""
+    page, asked = bars(unit=how), unit(T0, T0 + 5 * MINUTE)
+    assert page.params(asked, page.first(asked)) == {"from": start, "to": end}
+
+
+def test_a_gap_is_not_the_end():
+    """An empty page of bars: reading goes on at the end of its window."""
+    page, asked = bars(), unit(T0, T0 + 25 * MINUTE)
+    assert page.following(asked, page.first(asked), []) == {"from": "2026-01-01T00:10:00Z"}
+    assert len(spans(page, asked)) == 3
+
+
+@given(
+    minutes=st.integers(1, 5000),
+    size=st.integers(1, 1000),
+    offset=st.integers(0, 100_000),
+    width=st.sampled_from(["1m", "5m", "1h"]),
+)
+def test_bars_cover_the_window_once(minutes, size, offset, width):
+    """No millisecond is asked for twice or left out, and no request is wider than `size` bars."""
+    page = bars(width, size=size)
+    start = T0 + offset * MINUTE
+    asked = unit(start, start + minutes * MINUTE)
+    found = spans(page, asked)
+    ms = int(start.timestamp() * 1000)
+    for first, last in found:
+        assert first == ms
+        assert 0 < last + 1 - first <= size * page.width / timedelta(milliseconds=1)
+        ms = last + 1
+    assert ms == int(asked.end.timestamp() * 1000)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(None, None), (T0, None), (None, T0), (T0, T0), (T0, T0 - MINUTE)]
+)
+def test_bars_need_a_window(start, end):
+    """Without both ends, in order, there is nothing to ask for."""
+    with pytest.raises(ConfigurationError, match=r"shop\.bars.*window"):
+        bars().first(unit(start, end))
+
+
+@given(at=st.datetimes(datetime(1980, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
+def test_boundaries_lie_around_a_time(at):
+    """At most one bar apart; weeks begin on Monday, days at midnight UTC."""
+    for interval in ("1s", "1m", "15m", "4h", "1d", "1w"):
+        page = bars(interval)
+        low, high = page.floor(at), page.ceil(at)
+        assert low <= at <= high
+        assert high - low in {timedelta(0), page.width}
+        assert page.floor(low) == low == page.ceil(low)
+    assert bars("1w").floor(at).weekday() == 0
+    assert bars("1d").floor(at).time() == datetime.min.time()
+
+
+@pytest.mark.parametrize(
+    "interval", ["", "1", "m", "0m", "-1m", "1M", "7m", "1y", "2d", "3d", "2w", None, 60]
+)
+def test_a_bad_interval(interval):
+    """Only what divides a day, a day and a week have boundaries that everyone agrees on."""
+    with pytest.raises(ConfigurationError, match="interval"):
+        bars(interval)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: bars(size=0), "size"),
+        (lambda: bars(unit="us"), "unit"),
+        (lambda: Bars("1m", start="", end="e", size=1), "start"),
+        (lambda: Token(param="", at="x"), "param"),
+        (lambda: Token(param="x", at="y", size=0), "size"),
+        (lambda: Cursor(""), "field"),
+        (lambda: Cursor("t", lag="2 minutes"), "Cursor.lag"),
+        (lambda: Cursor("t", chunk="0d"), "Cursor.chunk"),
+        (lambda: Cursor("t", unit="us"), "Cursor.unit"),
+    ],
+)
+def test_mistakes_are_named(make, said):
+    """The sentence names the field."""
+    with pytest.raises(ConfigurationError, match=said):
+        make()
+
+
+def test_a_cursor_is_sent_as_the_window_start():
+    """The start already has the lag taken off; a first run sends nothing."""
+    cursor = Cursor("modified_at", lag="2m", param="since")
+    assert cursor.sent(unit(T0)) == {"since": "2026-01-01T00:00:00Z"}
+    assert cursor.sent(unit()) == {}
+    assert Cursor("modified_at", param="since", unit="s").sent(unit(T0)) == {"since": "1767225600"}
+    assert Cursor("name").sent(unit(T0)) == {}
+
+
+def test_a_cursor_that_is_no_time_is_sent_as_it_is():
+    """An id that the API gave."""
+    assert Cursor("id", param="after").sent(unit(cursor="t3_x")) == {"after": "t3_x"}
+
+
+@given(hours=st.integers(1, 2000), chunk=st.sampled_from(["1h", "7h", "1d", "7d", None]))
+def test_chunks_cover_the_range(hours, chunk):
+    """One after the other, none empty."""
+    end = T0 + timedelta(hours=hours)
+    found = list(Cursor("t", chunk=chunk).chunks(T0, end))
+    assert found[0][0] == T0
+    assert found[-1][1] == end
+    assert all(first < last for first, last in found)
+    assert all(before[1] == after[0] for before, after in pairwise(found))
+
+
+def test_chunks_end_between_bars():
+    """A chunk of 100 minutes holds one bar of an hour, and no half one."""
+    found = list(Cursor("t", chunk="100m").chunks(T0, T0 + timedelta(hours=3), timedelta(hours=1)))
+    assert [last - first for first, last in found] == [timedelta(hours=1)] * 3
