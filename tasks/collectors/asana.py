@@ -1,8 +1,8 @@
 """Asana: the tasks of projects, as far as they were modified. Symbols are the gids of projects.
 
-Documented (developers.asana.com, "Rate limits; Pagination; Get tasks from a project", read 2026-01): 150
-requests per minute and token on free plans, 1,500 on paid ones (set it in the settings), 50 reads at once;
-429 carries Retry-After. Tokens of pages expire with a 400, fields beyond the name have to be asked for.
+Documented (developers.asana.com/docs/rate-limits and its pages on pagination and tasks, read 2026-11): 150
+requests per minute and token on free plans, 1,500 on paid ones (say so in the settings), 50 reads at once;
+429 carries Retry-After. A page's token expires with a 400. Fields beyond the name have to be asked for.
 """
 
 from typing import Any

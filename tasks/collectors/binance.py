@@ -1,8 +1,8 @@
 """Binance spot market: bars of one minute.
 
-Documented (developers.binance.com, "Spot REST API", read 2026-01): 6,000 weight per minute and IP address,
-klines weigh 2; 429 asks to slow down and 418 bans the address, both with Retry-After in seconds; 403 is the
-firewall. `GET /api/v3/exchangeInfo` is the authority where an account has other limits: set them in the
+Documented (github.com/binance/binance-spot-api-docs, rest-api.md, read 2026-11): 6,000 weight per minute and
+IP address, klines weigh 2; 429 asks to slow down and 418 bans the address, both with Retry-After in seconds;
+403 is the firewall. `GET /api/v3/exchangeInfo` is the authority: where it names other limits, put them in the
 settings.
 """
 

@@ -1,9 +1,9 @@
 """Coinbase Exchange: candles of one minute.
 
-Documented (docs.cdp.coinbase.com, "Exchange REST API: rate limits; Get product candles", read 2026-01): 10
-requests per second and IP address in bursts of up to 15, no headers tell; at most 300 candles a request, a
-wider window is rejected. Candles come newest first, minutes without trades have none, and some may lie before
-the start.
+Documented (docs.cdp.coinbase.com/exchange/rest-api/rate-limits and its page on candles, read 2026-11): 10
+requests per second and IP address, bursts of 15, and no header that tells; 300 candles a request, a wider
+window is rejected. Candles come newest first, minutes without trades have none, and some may lie before the
+start.
 """
 
 from typing import Any
