@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import random
 import re
 import secrets
 import shutil
@@ -17,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from resilience.errors import ConfigurationError
 from tasks.settings import masked
@@ -27,7 +30,9 @@ log = logging.getLogger(__name__)
 _OLDEST = (6, 2)
 _START_S = 30.0  # an append-only file of some GB is read in this time
 _LOCK_S = 5.0  # a server whose parent was killed is gone within milliseconds
+_PORTS = range(20000, 32768)
 _PORT_TRIES = 5
+_ONCE = Retry(NoBackoff(), 0)  # the client would try for many seconds by itself
 
 
 class _PortTakenError(Exception):
@@ -153,7 +158,7 @@ class EmbeddedRedis:
 
     def _await_answer(self, process: subprocess.Popen[bytes], port: int) -> None:
         deadline = time.monotonic() + _START_S
-        with redis.Redis(port=port, password=self._password, socket_timeout=2) as client:
+        with redis.Redis(port=port, password=self._password, socket_timeout=0.5, retry=_ONCE) as client:
             while time.monotonic() < deadline:
                 if process.poll() is not None:
                     raise self._why_it_ended()
@@ -206,7 +211,7 @@ def check_redis(url: str) -> None:
     """
     name = masked(url)
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=5) as client:
+        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=5, retry=_ONCE) as client:
             facts = client.info()
     except redis.BusyLoadingError:
         raise ConfigurationError(
@@ -270,10 +275,17 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody has bound now, from below those that the kernel gives to outgoing connections.
+
+    A client that keeps trying a dead port from among those can meet itself there, and Redis finds it taken.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            # As the server does: what a former one left in TIME_WAIT is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ConfigurationError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on 127.0.0.1")
 
 
 @contextlib.contextmanager
