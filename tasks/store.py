@@ -190,7 +190,7 @@ def keep(connection: Connection, endpoint: Endpoint, symbol: str, rows: Sequence
 
 @dataclass(slots=True)
 class Claim:
-    """A unit that this worker holds, and what it spent since it was last written."""
+    """A unit that this worker holds, and what it spent since it was claimed."""
 
     run: int
     n: int
@@ -199,13 +199,16 @@ class Claim:
     spent: dict[str, float] = field(default_factory=dict)
 
     def spend(self, **amounts: float) -> None:
-        """Count calls, weight, waits … to be written with the next write."""
+        """Count calls, weight, waits … to be written with every further write."""
         for name, amount in amounts.items():
             self.spent[name] = self.spent.get(name, 0) + amount
 
     def write(self, connection: Connection, **values: Any) -> None:
-        """Update the unit if it is still ours, else raise ClaimLost; counts what was spent."""
-        counted = {name: units.c[name] + amount for name, amount in self.spent.items()}
+        """Update the unit if it is still ours, else raise ClaimLost; counts what was spent.
+
+        Nobody else counts while we hold it, so totals are written: a write that is rolled back loses none.
+        """
+        counted = {name: self.row[name] + amount for name, amount in self.spent.items()}
         result = connection.execute(
             update(units)
             .where(
@@ -218,7 +221,6 @@ class Claim:
         )
         if result.rowcount != 1:
             raise ClaimLost(f"unit {self.run}/{self.n} was taken over by another worker")
-        self.spent = {}
 
 
 def _of_run(column: Column[Any]) -> Label[Any]:
