@@ -110,8 +110,10 @@ def _connect(host: str, port: int, connect_timeout_s: float) -> socket.socket:
     """Connect to one of the host's addresses; all tries together take `connect_timeout_s` at most."""
     until = min(time.monotonic() + connect_timeout_s, _deadline.get())
     failure: OSError | None = None
-    for family, kind, protocol, _, address in _resolve(host.strip("[]"), port):
-        left_s = until - time.monotonic()
+    addresses = _resolve(host.strip("[]"), port)
+    for n, (family, kind, protocol, _, address) in enumerate(addresses):
+        # An equal share for each that is left: a first address that swallows everything must not take it all.
+        left_s = (until - time.monotonic()) / (len(addresses) - n)
         if left_s <= 0:
             break
         sock = socket.socket(family, kind, protocol)

@@ -183,6 +183,15 @@ def test_silence_ends_at_the_deadline_too(client):
         assert time.monotonic() - started < 2
 
 
+def test_a_handshake_that_never_comes(client):
+    """TLS to a server that accepts and says nothing."""
+    with serving(lambda peer, request: None) as server:
+        started = time.monotonic()
+        with pytest.raises(ApiTimeoutError):
+            get(client, server.url.replace("http:", "https:"), timeout_s=0.4)
+        assert time.monotonic() - started < 2
+
+
 def test_a_slow_call_does_not_shorten_the_next(client):
     """What was left of one deadline is nothing to the call after it."""
     slow = [True]
@@ -216,8 +225,9 @@ def test_no_time_left_is_no_call(client):
         assert server.connections == 0
 
 
-def test_an_address_that_swallows_everything(client):
-    """A full backlog answers no SYN: connecting ends in time, however many addresses there are."""
+@pytest.fixture
+def swallowing() -> Iterator[int]:
+    """The port of a listener whose backlog is full: it answers no SYN."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -227,29 +237,45 @@ def test_an_address_that_swallows_everything(client):
             sock.setblocking(False)
             sock.connect_ex(full.getsockname())
             waiting.append(sock)
-        started = time.monotonic()
-        with pytest.raises(ApiTimeoutError):
-            get(client, f"http://127.0.0.1:{full.getsockname()[1]}", timeout_s=0.5)
-        assert time.monotonic() - started < 2
+        yield full.getsockname()[1]
         for sock in waiting:
             sock.close()
 
 
-def test_all_addresses_share_one_deadline(client, monkeypatch):
-    """A name with five addresses that refuse or swallow takes no five times as long."""
+def addresses(monkeypatch, *ports: int) -> None:
+    """Let every name have these addresses."""
     real = socket.getaddrinfo
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
-        port = taken.getsockname()[1]
-        with serving(answer_with(OK)) as server:
-            good = int(server.url.rpartition(":")[2])
 
-            def many(host, *args, **kwargs):
-                family, kind, protocol, name, _ = real("127.0.0.1", good, type=socket.SOCK_STREAM)[0]
-                return [(family, kind, protocol, name, ("127.0.0.1", p)) for p in (port, port, good)]
+    def found(host, *args, **kwargs):
+        family, kind, protocol, name, _ = real("127.0.0.1", 1, type=socket.SOCK_STREAM)[0]
+        return [(family, kind, protocol, name, ("127.0.0.1", port)) for port in ports]
 
-            monkeypatch.setattr(socket, "getaddrinfo", many)
-            assert get(client, server.url).body == b"[]"
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+def test_an_address_that_swallows_everything(client, swallowing):
+    """Connecting ends in time too."""
+    started = time.monotonic()
+    with pytest.raises(ApiTimeoutError):
+        get(client, f"http://127.0.0.1:{swallowing}", timeout_s=0.5)
+    assert time.monotonic() - started < 2
+
+
+def test_all_addresses_share_the_time_to_connect(client, swallowing, monkeypatch):
+    """Six that swallow everything take no six times as long."""
+    addresses(monkeypatch, *[swallowing] * 6)
+    started = time.monotonic()
+    with pytest.raises(ApiTimeoutError, match=r"no connection to shop\.invalid"):
+        get(client, "http://shop.invalid", timeout_s=9)
+    assert time.monotonic() - started < 4
+
+
+def test_the_next_address_is_tried(client, swallowing, monkeypatch):
+    """One that swallows, one that refuses, one that answers."""
+    with socket.socket() as bound, serving(answer_with(OK)) as server:
+        bound.bind(("127.0.0.1", 0))
+        addresses(monkeypatch, swallowing, bound.getsockname()[1], int(server.url.rpartition(":")[2]))
+        assert get(client, "http://shop.invalid").body == b"[]"
 
 
 def test_a_resolver_that_hangs_holds_nobody(client, monkeypatch):
