@@ -10,8 +10,11 @@ from typing import Any
 
 from celery import signals
 
-from resilience.errors import DatabaseError
+from resilience.errors import DatabaseError, StoreUnavailableError
+from resilience.limiter import DEFAULT_LEASE
 from tasks import heartbeat, schedules, units
+from tasks.collectors.registry import collectors
+from tasks.limits import guard
 from tasks.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,19 @@ def _begin(slots: int) -> None:
     global _heartbeat  # noqa: PLW0603 - one per process, and signals carry no state
     _heartbeat = Heartbeat(slots)
     _heartbeat.start()
+
+
+@signals.worker_init.connect
+def worker_begins(**_: Any) -> None:
+    """Before anything is admitted: say so to a new Redis if no worker was alive.
+
+    A Redis that holds nothing may also have lost it, and then the calls in flight need one lease to end.
+    """
+    if heartbeat.alive("units", DEFAULT_LEASE.total_seconds())[1] == 0:
+        try:
+            guard().store.mark_fresh(collectors())
+        except StoreUnavailableError as error:
+            logger.warning("limits of calls in flight will start late: %s", error)
 
 
 @signals.worker_process_init.connect
