@@ -326,7 +326,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__ or getattr(error, "reason", None)
+        reason = getattr(error, "reason", None)  # urllib3 keeps an error there, ssl a text
+        error = (
+            error.__cause__ or error.__context__ or (reason if isinstance(reason, BaseException) else None)
+        )
 
 
 def _check_headers(api: Api, headers: dict[str, str]) -> None:

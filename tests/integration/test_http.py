@@ -192,6 +192,23 @@ def test_a_handshake_that_never_comes(client):
         assert time.monotonic() - started < 2
 
 
+def test_a_server_without_tls(client):
+    """It answers a handshake with something else: a connection error."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ApiConnectionError, match="the connection to 127"):
+            get(client, f"https://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+
+
 def test_a_slow_call_does_not_shorten_the_next(client):
     """What was left of one deadline is nothing to the call after it."""
     slow = [True]
