@@ -213,9 +213,7 @@ def _keep_totals(run: int, wave: int, totals: dict[str, int]) -> None:
                 select(units.c.outcome, func.count())
                 .where(units.c.run == run, units.c.wave == wave, units.c.state == UnitState.DONE)
                 .group_by(units.c.outcome)
-            )
-            .tuples()
-            .all()
+            ).all()
         )
         differs = any(totals.get(outcome, 0) != counted.get(outcome, 0) for outcome in Outcome)
         connection.execute(
@@ -520,7 +518,7 @@ def _result_of(connection: Connection, run: RowMapping) -> CollectionResult:
         outcome=run_outcome(by_outcome, reason=run["reason"]),
         units_by_outcome=by_outcome,
         by_endpoint=by_endpoint,
-        failed_symbols=dict(symbols.tuples().all()),
+        failed_symbols=dict(symbols.all()),
         **{name: sums[name] for name in SUMMED},
     )
 

@@ -289,7 +289,7 @@ def move_cursor(connection: Connection, endpoint: str, symbol: str, value: str) 
 def read_cursors(connection: Connection, endpoint: str) -> dict[str, str]:
     """All cursors of an endpoint by symbol."""
     rows = connection.execute(select(cursors.c.symbol, cursors.c.value).where(cursors.c.endpoint == endpoint))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def record_event(kind: str, subject: str, detail: Mapping[str, Any], *, run: int | None = None) -> None:
