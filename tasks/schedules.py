@@ -50,12 +50,11 @@ def sync() -> list[str]:
 
 def _write(connection: Connection, endpoint: Endpoint, *, enabled: bool) -> None:
     assert endpoint.every is not None
-    said = get_settings().overrides.get(endpoint.api.name, {}).get(endpoint.name, {})
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     columns = {
         "every_s": int(endpoint.every.total_seconds()),
-        "catch_up": said.get("catch_up", "latest"),
-        "overlap": said.get("overlap", "skip"),
+        "catch_up": endpoint.catch_up,
+        "overlap": endpoint.overlap,
         "enabled": enabled,
     }
     statement = dialect.insert(schedules).values(

@@ -4,7 +4,6 @@ Everything that a unit writes goes through `Claim`: a write whose fence token is
 changes nothing and raises ClaimLost, so a worker that was believed dead cannot write twice.
 """
 
-import json
 import os
 import sqlite3
 import threading
@@ -16,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     Column,
     Connection,
     CursorResult,
@@ -23,7 +23,9 @@ from sqlalchemy import (
     Engine,
     Label,
     Table,
+    Update,
     and_,
+    bindparam,
     case,
     cast,
     create_engine,
@@ -42,8 +44,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from resilience.errors import DatabaseError, PenstockError
-from tasks.collectors.spec import Endpoint
-from tasks.models import UtcDateTime, cursors, events, records, runs, units, workers
+from tasks.models import UtcDateTime, cursors, events, runs, units, workers
 from tasks.outcomes import Outcome, RunState, UnitState
 from tasks.settings import get_settings
 
@@ -60,8 +61,9 @@ class db_now(FunctionElement[datetime]):  # noqa: N801 - reads like the SQL func
     type = UtcDateTime()
     inherit_cache = True
 
-    def __init__(self, plus_s: float = 0.0) -> None:
-        super().__init__(cast(literal(float(plus_s)), Double))
+    def __init__(self, plus_s: float | BindParameter[float] = 0.0) -> None:
+        self.plus_s = plus_s
+        super().__init__(cast(literal(plus_s) if isinstance(plus_s, int | float) else plus_s, Double))
 
 
 @compiles(db_now, "sqlite")
@@ -155,37 +157,21 @@ def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any
     if not rows:
         return
     key = [column.name for column in table.primary_key.columns]
-    names = [name for name in rows[0] if name in table.c]
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table)
-    changed = {name: statement.excluded[name] for name in names if name not in key}
     last = {tuple(row[name] for name in key): row for row in rows}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=key, set_=changed)
-        if changed
-        else statement.on_conflict_do_nothing(index_elements=key),
-        list(last.values()),
+    names = tuple(name for name in rows[0] if name in table.c and name not in key)
+    connection.execute(_upsert_statement(connection.dialect.name, table, names), list(last.values()))
+
+
+@lru_cache(maxsize=256)
+def _upsert_statement(dialect: str, table: Table, changed: tuple[str, ...]) -> Any:
+    """Building a statement costs more than running it, so those of a unit are built once."""
+    statement = (sqlite if dialect == "sqlite" else postgresql).insert(table)
+    key = table.primary_key.columns.keys()
+    if not changed:
+        return statement.on_conflict_do_nothing(index_elements=key)
+    return statement.on_conflict_do_update(
+        index_elements=key, set_={name: statement.excluded[name] for name in changed}
     )
-
-
-def keep(connection: Connection, endpoint: Endpoint, symbol: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Store the rows of a page: in the endpoint's own table, or as JSON in `records`."""
-    source = endpoint.api.name
-    table = records if endpoint.table is None else endpoint.table
-    if endpoint.table is None:
-        rows = [
-            {
-                "source": source,
-                "endpoint": endpoint.name,
-                "key": json.dumps([row[name] for name in endpoint.key], ensure_ascii=False)[1:-1],
-                "symbol": symbol,
-                "data": row,
-            }
-            for row in rows
-        ]
-    elif "source" in table.columns:
-        rows = [{"source": source, **row} for row in rows]
-    upsert(connection, table, rows)
 
 
 @dataclass(slots=True)
@@ -208,19 +194,32 @@ class Claim:
 
         Nobody else counts while we hold it, so totals are written: a write that is rolled back loses none.
         """
-        counted = {name: self.row[name] + amount for name, amount in self.spent.items()}
+        values |= {name: self.row[name] + amount for name, amount in self.spent.items()}
+        clocks = tuple(name for name, value in values.items() if isinstance(value, db_now))
+        given = {f"to_{name}": value.plus_s if name in clocks else value for name, value in values.items()}
         result = connection.execute(
-            update(units)
-            .where(
-                units.c.run == self.run,
-                units.c.n == self.n,
-                units.c.token == self.token,
-                units.c.state == UnitState.RUNNING,
-            )
-            .values(**counted, **values)
+            _write_statement(tuple(values), clocks),
+            {"its_run": self.run, "its_n": self.n, "its_token": self.token, **given},
         )
         if result.rowcount != 1:
             raise ClaimLost(f"unit {self.run}/{self.n} was taken over by another worker")
+
+
+@lru_cache(maxsize=256)
+def _write_statement(names: tuple[str, ...], clocks: tuple[str, ...]) -> Update:
+    """The update of a unit that holds `its_token`; columns in `clocks` are given as seconds from now."""
+    parameters: dict[str, Any] = {name: bindparam(f"to_{name}", type_=units.c[name].type) for name in names}
+    parameters |= {name: db_now(bindparam(f"to_{name}", type_=Double())) for name in clocks}
+    return (
+        update(units)
+        .where(
+            units.c.run == bindparam("its_run"),
+            units.c.n == bindparam("its_n"),
+            units.c.token == bindparam("its_token"),
+            units.c.state == UnitState.RUNNING,
+        )
+        .values(parameters)
+    )
 
 
 def _of_run(column: Column[Any]) -> Label[Any]:
@@ -228,6 +227,35 @@ def _of_run(column: Column[Any]) -> Label[Any]:
 
 
 _OPEN_RUN = exists().where(runs.c.id == units.c.run, runs.c.state == RunState.OPEN)
+
+
+_OWN = and_(units.c.state == UnitState.RUNNING, units.c.token == bindparam("own_token"))
+_DUE = and_(units.c.state.in_((UnitState.WAITING, UnitState.SENT)), units.c.not_before <= db_now())
+_ORPHAN = and_(
+    units.c.state == UnitState.RUNNING,
+    units.c.worker.in_(
+        select(workers.c.id).where(workers.c.beat_at < db_now(bindparam("gone_s", type_=Double())))
+    ),
+)
+_FRESH = or_(units.c.alone, units.c.deliveries < bindparam("most_deliveries"))
+_CLAIM = (
+    update(units)
+    .where(
+        units.c.run == bindparam("its_run"),
+        units.c.n == bindparam("its_n"),
+        units.c.alone == bindparam("is_alone"),
+        _OPEN_RUN,
+        or_(_OWN, and_(or_(_DUE, _ORPHAN), _FRESH)),
+    )
+    .values(
+        state=UnitState.RUNNING,
+        token=units.c.token + 1,
+        deliveries=units.c.deliveries + case((_OWN, 0), else_=1),
+        worker=bindparam("its_worker"),
+        claimed_at=db_now(),
+    )
+    .returning(units, _of_run(runs.c.lane), _of_run(runs.c.on_open))
+)
 
 
 def claim(
@@ -246,43 +274,44 @@ def claim(
     anywhere (then it runs `alone`), or its run is closed. A duplicate delivery ends here, for the price of
     one indexed UPDATE.
     """
-    own = and_(units.c.state == UnitState.RUNNING, units.c.token == (-1 if fence is None else fence))
-    due = and_(units.c.state.in_((UnitState.WAITING, UnitState.SENT)), units.c.not_before <= db_now())
-    orphan = and_(
-        units.c.state == UnitState.RUNNING,
-        units.c.worker.in_(select(workers.c.id).where(workers.c.beat_at < db_now(-gone_after_s))),
-    )
-    fresh = literal(value=True) if alone else units.c.deliveries < deliveries_max
-    statement = (
-        update(units)
-        .where(units.c.run == run, units.c.n == n, units.c.alone == alone, _OPEN_RUN)
-        .where(or_(own, and_(or_(due, orphan), fresh)))
-        .values(
-            state=UnitState.RUNNING,
-            token=units.c.token + 1,
-            deliveries=units.c.deliveries + case((own, 0), else_=1),
-            worker=worker,
-            claimed_at=db_now(),
-        )
-        .returning(units, _of_run(runs.c.lane), _of_run(runs.c.on_open))
-    )
+    given = {
+        "its_run": run,
+        "its_n": n,
+        "is_alone": alone,
+        "own_token": -1 if fence is None else fence,
+        "its_worker": worker,
+        "gone_s": -gone_after_s,
+        "most_deliveries": deliveries_max,
+    }
     with writing() as connection:
-        row = connection.execute(statement).mappings().one_or_none()
+        row = connection.execute(_CLAIM, given).mappings().one_or_none()
     return None if row is None else Claim(run, n, row["token"], dict(row))
+
+
+@lru_cache(maxsize=4)
+def _move_cursor_statement(dialect: str) -> Any:
+    statement = (
+        (sqlite if dialect == "sqlite" else postgresql)
+        .insert(cursors)
+        .values(
+            endpoint=bindparam("its_endpoint"),
+            symbol=bindparam("its_symbol"),
+            value=bindparam("its_value"),
+            updated_at=db_now(),
+        )
+    )
+    return statement.on_conflict_do_update(
+        index_elements=[cursors.c.endpoint, cursors.c.symbol],
+        set_={"value": statement.excluded.value, "updated_at": statement.excluded.updated_at},
+        where=cursors.c.value < statement.excluded.value,
+    )
 
 
 def move_cursor(connection: Connection, endpoint: str, symbol: str, value: str) -> None:
     """Move a cursor forward; a value that is not beyond the stored one changes nothing."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(cursors).values(
-        endpoint=endpoint, symbol=symbol, value=value, updated_at=db_now()
-    )
     connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[cursors.c.endpoint, cursors.c.symbol],
-            set_={"value": statement.excluded.value, "updated_at": statement.excluded.updated_at},
-            where=cursors.c.value < statement.excluded.value,
-        )
+        _move_cursor_statement(connection.dialect.name),
+        {"its_endpoint": endpoint, "its_symbol": symbol, "its_value": value},
     )
 
 

@@ -255,7 +255,7 @@ class Delivery:
             else:
                 self.claim.write(connection, records=self.records, **self._ending())
                 self._move_cursor(connection)
-            store.keep(connection, self.endpoint, self.unit.symbol, page.rows)
+            store.upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
         self.checkpoint = page.next or {}
         self.done = page.next is None
 
