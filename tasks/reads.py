@@ -248,12 +248,12 @@ def look_at(ids: Sequence[int]) -> list[RunView]:
         return _views(connection, ids)
 
 
-def latest_run_of(schedule: str, *, after: int = 0) -> RunView | None:
-    """The newest run of a schedule with an id above `after`."""
-    newest = select(func.max(runs.c.id)).where(runs.c.schedule == schedule, runs.c.id > after)
+def runs_of(schedule: str, *, after: int = 0, limit: int = 20) -> list[RunView]:
+    """The runs of a schedule with an id above `after`, oldest first."""
+    ours = select(runs.c.id).where(runs.c.schedule == schedule, runs.c.id > after)
     with reading() as connection:
-        found = connection.execute(newest).scalar_one()
-        return _views(connection, [found])[0] if found else None
+        ids = connection.execute(ours.order_by(runs.c.id).limit(limit)).scalars().all()
+        return _views(connection, ids)
 
 
 def detail(run: int) -> RunDetail | None:

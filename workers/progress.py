@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -113,36 +113,58 @@ def circuit_states(runs: Sequence[RunView]) -> dict[str, str]:
     return {name: str(view.state) for name, view in views.items()}
 
 
-def watch(numbers: Sequence[int], *, quiet: bool = False, screen: Console | None = None) -> list[RunView]:
+def watch(
+    numbers: Sequence[int],
+    *,
+    quiet: bool = False,
+    screen: Console | None = None,
+    each: Callable[[Board], None] = lambda _: None,
+) -> list[RunView]:
     """Wait until all runs are done, and return them. Progress goes to stderr unless `quiet`.
 
-    KeyboardInterrupt leaves the runs as they are. A database that is away is waited for.
+    `each` is called after every look, and may print above the bars. KeyboardInterrupt leaves the runs as they
+    are. A database that is away is waited for.
     """
     screen = screen or console(stderr=True)
     board = Board()
-    if quiet:
-        _until_done(board, numbers)
-    elif screen.is_terminal:
-        with Live(board, console=screen, auto_refresh=False, transient=True) as live:
-            _until_done(board, numbers, live=live)
+    if not quiet and screen.is_terminal:
+        with Live(board, console=screen, auto_refresh=False) as live:
+
+            def draw(*, done: bool) -> None:
+                del done
+                live.update(board, refresh=True)
+
+            _until_done(board, numbers, draw, each)
     else:
-        _until_done(board, numbers, plain=screen)
+        _until_done(board, numbers, _Plain(None if quiet else screen, board), each)
     return list(board.runs)
 
 
+@dataclass(slots=True)
+class _Plain:
+    """Says how it goes every few seconds, and at the end."""
+
+    screen: Console | None
+    board: Board
+    said_s: float = 0.0
+
+    def __call__(self, *, done: bool) -> None:
+        now_s = time.monotonic()
+        if self.screen is None or not (done or now_s - self.said_s >= PLAIN_S):
+            return
+        self.said_s = now_s
+        for line in self.board.lines():
+            self.screen.print(line, markup=False)
+
+
 def _until_done(
-    board: Board, numbers: Sequence[int], *, live: Live | None = None, plain: Console | None = None
+    board: Board, numbers: Sequence[int], draw: Callable[..., None], each: Callable[[Board], None]
 ) -> None:
-    said_s = 0.0
     while True:
         began_s = time.monotonic()
         done = board.look(numbers, began_s)
-        if live is not None:
-            live.update(board, refresh=True)
-        if plain is not None and (done or began_s - said_s >= PLAIN_S):
-            said_s = began_s
-            for line in board.lines():
-                plain.print(line)
+        each(board)
+        draw(done=done)
         if done:
             return
         # A look at a very large run must not become a load of its own.

@@ -1,0 +1,45 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# When this was asked for: the demo counts the set-up too.
+SINCE := $(shell date +%s)
+
+.PHONY: help setup demo test chaos lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo          the main job against fake APIs that fail (KEEP=1 leaves it up)'
+	@echo 'make test          lint, types and all tests but the long ones'
+	@echo 'make chaos         the long fault runs, with their figures'
+	@echo 'make setup         .venv with the pinned packages; every target does this first'
+	@echo 'make lint          ruff and mypy alone'
+	@echo 'make clean         remove everything that make has made'
+	@echo 'PYTHON=python3.12  takes another Python than python3 for a new .venv'
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/pip || { echo 'Making .venv'; rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@echo 'Installing the pinned packages into .venv'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m tests.demo --since $(SINCE) $(if $(KEEP),--keep)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+
+test: lint
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not chaos and not benchmark'
+
+chaos: $(STAMP)
+	@$(BIN)/pytest -q -s -m chaos tests/chaos
+
+clean:
+	rm -rf .venv .penstock-demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
