@@ -251,26 +251,27 @@ def test_absent_server_is_told():
 
 def test_cluster_is_refused(tmp_path, binary):
     """Celery's transport does not work on one."""
-    port = embedded._free_port()
+    # The cluster's own port lies 10000 above, and has to lie below the ephemeral ones too.
+    port = next(port for port in iter(embedded._free_port, None) if port < 22768)
     words = f"--port {port} --cluster-enabled yes --dir {tmp_path} --logfile log --save".split()
     cluster = spawn([str(binary), *words, ""])
     try:
-        with redis.Redis(port=port) as client:
-            await_answer(client)
+        with redis.Redis(port=port, retry=embedded._ONCE) as client:
+            await_answer(client, tmp_path / "log")
         with pytest.raises(ConfigurationError, match="runs in cluster mode"):
             check_redis(f"redis://127.0.0.1:{port}/0")
     finally:
         kill(cluster)
 
 
-def await_answer(client):
+def await_answer(client, log):
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
             return client.ping()
         except redis.ConnectionError:
             time.sleep(0.02)
-    raise AssertionError("the server did not answer within 10 s")
+    raise AssertionError(f"the server did not answer within 10 s: {log.read_text()}")
 
 
 def test_old_version_is_refused():
