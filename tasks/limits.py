@@ -3,7 +3,8 @@
 import logging
 import os
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -60,7 +61,7 @@ def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
     return CircuitBreaker(
         name=circuit_name(endpoint),
         api=endpoint.api.name,
-        policy=endpoint.api.breaker,
+        policy=replace(endpoint.api.breaker, permit_lease=_lease()),
         store=guard().store,
         listeners=[Announce()],
     )
@@ -76,6 +77,7 @@ def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float) -> Ask:
             api=endpoint.api.name,
             key=_sharing_key(limit, endpoint, symbol),
             weight_max=_weight_max(endpoint, limit),
+            lease=_lease(),
         )
         for limit in (*endpoint.api.limits, *endpoint.limits)
     )
@@ -86,6 +88,11 @@ def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float) -> Ask:
         weight=weight,
         lane=lane,
     )
+
+
+def _lease() -> timedelta:
+    """How long a permit or a seat may be held: longer than any call takes, so only the dead lose theirs."""
+    return timedelta(seconds=get_settings().call_timeout_s + 5)
 
 
 def _weight_max(endpoint: Endpoint, limit: Limit) -> float:

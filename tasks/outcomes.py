@@ -109,10 +109,8 @@ class CollectionResult:
         return facts | {"success_rate": round(self.success_rate, 6), "is_partial": self.is_partial}
 
 
-def run_outcome(by_outcome: Mapping[str, int], *, reason: str | None = None) -> RunOutcome:
-    """One word for a whole run, from its units by outcome and the reason why it was cut short, if it was."""
-    if reason is not None:
-        return RunOutcome.CANCELLED if by_outcome else RunOutcome.SKIPPED
+def run_outcome(by_outcome: Mapping[str, int]) -> RunOutcome:
+    """One word for a whole run, from its units by outcome."""
     count = Counter({Outcome(name): n for name, n in by_outcome.items()})
     successful = sum(count[o] for o in SUCCESSFUL)
     unsuccessful = sum(count[o] for o in UNSUCCESSFUL)

@@ -14,13 +14,14 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, RowMapping, and_, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from resilience.errors import DatabaseError, StoreUnavailableError
+from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
 from tasks import heartbeat
 from tasks.collectors.registry import endpoint_of
+from tasks.collectors.spec import Endpoint
 from tasks.launch import broker_was_emptied
 from tasks.limits import circuits
 from tasks.models import events, runs, units, workers
-from tasks.outcomes import Outcome, RunState, UnitState
+from tasks.outcomes import Outcome, RunOutcome, RunState, UnitState
 from tasks.runs import OPEN, carry_on, close, plan
 from tasks.settings import Settings, get_settings
 from tasks.store import db_now, reading, record_event, writing
@@ -209,16 +210,23 @@ def _unpark() -> int:
     if not names:
         return 0
     try:
-        views = circuits([endpoint_of(name) for name in names])
+        views = circuits([endpoint for name in names if (endpoint := _known(name))])
     except StoreUnavailableError:
         return 0
-    admitting = [name for name in names if views[name].state in {"closed", "half_open", "disabled"}]
+    admitting = [name for name, view in views.items() if view.state in {"closed", "half_open", "disabled"}]
     if not admitting:
         return 0
     with writing() as connection:
         return connection.execute(
             update(units).where(parked, units.c.endpoint.in_(admitting)).values(not_before=db_now())
         ).rowcount
+
+
+def _known(name: str) -> Endpoint | None:
+    try:
+        return endpoint_of(name)
+    except ConfigurationError:
+        return None  # its collector was removed; the deadline will close the run
 
 
 def _send_again(settings: Settings, *, everything: bool) -> int:
@@ -315,7 +323,12 @@ def _end_overdue() -> int:
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run, runs.c.state == RunState.PLANNING)
-                .values(state=RunState.OPEN, started_at=db_now(), reason="deadline before it was planned")
+                .values(
+                    state=RunState.OPEN,
+                    started_at=db_now(),
+                    outcome=RunOutcome.FAILED,
+                    reason="the deadline came before it was planned",
+                )
             )
     for run in overdue:
         logger.warning("run %s did not end before its deadline", run)

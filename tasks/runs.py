@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, RowMapping, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from resilience.errors import DatabaseError, StoreUnavailableError
+from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
 from resilience.guard import CircuitState, CircuitView
 from resilience.policy import Lane
 from tasks import heartbeat
@@ -34,6 +34,7 @@ from tasks.outcomes import (
     CollectionResult,
     Outcome,
     RunKind,
+    RunOutcome,
     RunState,
     UnitState,
     fold,
@@ -124,20 +125,34 @@ def plan(*, run: int) -> None:
     row = _take_planning(run)
     if row is None:
         return
+    try:
+        planned = _write_units(run, row)
+    except ConfigurationError as error:
+        logger.warning("run %s cannot be planned: %s", run, error)
+        with writing() as connection:
+            _decide(connection, run, RunOutcome.FAILED, str(error))
+        close(run)
+        return
+    if planned:
+        carry_on(run)
+
+
+def _write_units(run: int, row: RowMapping) -> bool:
+    """Write the units, then open the run; False when another planner took over."""
     endpoints = [endpoint_of(name) for name in row["endpoints"]]
     planned = enumerate(chain.from_iterable(_units_of(row, endpoint) for endpoint in endpoints))
     while rows := list(islice(planned, CHUNK)):
         with writing() as connection:
             if not _still_planning(connection, run):
-                return
+                return False
             connection.execute(insert(units), [{"run": run, "n": n, **unit} for n, unit in rows])
     with writing() as connection:
         if not _still_planning(connection, run):
-            return
+            return False
         connection.execute(
             update(runs).where(runs.c.id == run).values(state=RunState.OPEN, started_at=db_now())
         )
-    carry_on(run)
+    return True
 
 
 def _take_planning(run: int) -> RowMapping | None:
@@ -363,7 +378,10 @@ def _weight_in_flight(connection: Connection, lane: str) -> dict[str, float]:
     )
     used: dict[str, float] = {}
     for name, count in rows:
-        endpoint = endpoint_of(name)
+        try:
+            endpoint = endpoint_of(name)
+        except ConfigurationError:
+            continue  # its collector was removed; nobody calls that API any more
         used[endpoint.api.name] = used.get(endpoint.api.name, 0.0) + count * endpoint.weight_max
     return used
 
@@ -403,11 +421,7 @@ def accept_skipped(connection: Connection, order: Order, reason: str) -> int | N
     """Store a run that is not to be made, e.g. because the one before it still goes on: never silent."""
     run = accept(connection, order)
     if run is not None:
-        connection.execute(
-            update(runs)
-            .where(runs.c.id == run)
-            .values(state=RunState.OPEN, started_at=db_now(), reason=reason)
-        )
+        _decide(connection, run, RunOutcome.SKIPPED, reason)
     return run
 
 
@@ -416,10 +430,20 @@ def cancel(connection: Connection, run: int, reason: str) -> None:
     finish_open_units(
         connection, run, Outcome.SKIPPED, "cancelled", states=(UnitState.WAITING, UnitState.SENT)
     )
+    _decide(connection, run, RunOutcome.CANCELLED, reason)
+
+
+def _decide(connection: Connection, run: int, outcome: RunOutcome, reason: str) -> None:
+    """Say how a run ends before it does; it closes as soon as nothing of it is running."""
     connection.execute(
         update(runs)
         .where(runs.c.id == run, runs.c.state != RunState.DONE)
-        .values(reason=reason, state=RunState.OPEN, started_at=func.coalesce(runs.c.started_at, db_now()))
+        .values(
+            outcome=outcome,
+            reason=reason,
+            state=RunState.OPEN,
+            started_at=func.coalesce(runs.c.started_at, db_now()),
+        )
     )
 
 
@@ -498,6 +522,8 @@ def _result_of(connection: Connection, run: RowMapping) -> CollectionResult:
             select(units).where(bad).order_by(units.c.n).limit(ERRORS_KEPT)
         ).mappings()
     ]
+    if run["outcome"] == RunOutcome.FAILED:
+        errors.insert(0, _error_of_run(run))
     symbols = connection.execute(
         select(units.c.symbol, func.count())
         .where(bad)
@@ -515,12 +541,24 @@ def _result_of(connection: Connection, run: RowMapping) -> CollectionResult:
         errors=errors,
         rate_limited=bool(sums["rate_limited"]),
         circuit_broken=bool(sums["circuit_broken"]),
-        outcome=run_outcome(by_outcome, reason=run["reason"]),
+        outcome=RunOutcome(run["outcome"]) if run["outcome"] else run_outcome(by_outcome),
         units_by_outcome=by_outcome,
         by_endpoint=by_endpoint,
         failed_symbols=dict(symbols.all()),
         **{name: sums[name] for name in SUMMED},
     )
+
+
+def _error_of_run(run: RowMapping) -> dict[str, Any]:
+    """What kept the run itself from being made, in the shape of a unit's error."""
+    return {
+        "endpoint": ", ".join(run["endpoints"]),
+        "symbol": None,
+        "error": "configuration",
+        "message": run["reason"],
+        "timestamp": run["now"].isoformat().replace("+00:00", "Z"),
+        "attempts": 0,
+    }
 
 
 SUMMED = ("records", "calls", "retries", "waits", "waited_s", "resent", "weight")

@@ -45,12 +45,6 @@ def test_one_word_for_a_run(units, expected):
     assert run_outcome(units) is expected
 
 
-def test_a_run_that_was_cut_short_says_so():
-    """With units it was cancelled, without any it was skipped."""
-    assert run_outcome({"stored": 1, "skipped": 2}, reason="replaced") is RunOutcome.CANCELLED
-    assert run_outcome({}, reason="the one before still goes on") is RunOutcome.SKIPPED
-
-
 def test_rate_and_partial():
     """Three of four is partial; nothing to do is a rate of zero, as agreed."""
     assert result().success_rate == 0.75
