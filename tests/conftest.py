@@ -3,6 +3,7 @@
 The servers: a private Redis, and a database or vhost of its own on servers that run already.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -71,9 +72,9 @@ def redis_url(redis_server):
     return redis_server.url
 
 
-@pytest.fixture
-def postgres_url(missing_server):
-    """A PostgreSQL database that nobody else uses; dropped at the end."""
+@pytest.fixture(scope="session")
+def new_postgres(missing_server):
+    """Makes a PostgreSQL database that nobody else uses, for as long as its context lasts."""
     import sqlalchemy
 
     server = sqlalchemy.make_url(os.environ.get("PENSTOCK_TEST_POSTGRES_URL", _POSTGRES))
@@ -83,15 +84,29 @@ def postgres_url(missing_server):
         connect_args={"connect_timeout": 3},
         poolclass=sqlalchemy.NullPool,
     )
-    name = f"penstock_{uuid.uuid4().hex}"
-    try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    except sqlalchemy.exc.OperationalError as error:
-        missing_server("postgresql", str(error.orig).partition("\n")[0])
-    yield server.set(database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextlib.contextmanager
+    def new():
+        name = f"penstock_{uuid.uuid4().hex}"
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        except sqlalchemy.exc.OperationalError as error:
+            missing_server("postgresql", str(error.orig).partition("\n")[0])
+        try:
+            yield server.set(database=name).render_as_string(hide_password=False)
+        finally:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    return new
+
+
+@pytest.fixture
+def postgres_url(new_postgres):
+    """A PostgreSQL database that nobody else uses; dropped at the end."""
+    with new_postgres() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

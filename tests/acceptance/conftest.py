@@ -1,0 +1,117 @@
+"""The fleet, once on SQLite with prefork and once on PostgreSQL with threads, and the APIs that it calls."""
+
+import contextlib
+import socket
+import sqlite3
+import sys
+import time
+
+import pytest
+import requests
+
+from tests.acceptance.fleet import PATIENT_S, Fleet
+from tests.acceptance.gauges import STATIONS
+from tests.upstream import data
+from tests.upstream.client import Upstream
+from workers.children import spawn, stop
+from workers.embedded import EmbeddedRedis
+
+DAYS = 730
+
+
+@pytest.fixture(scope="session")
+def upstream():
+    """The fake APIs."""
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def levels():
+    """What stands in the Datasette's table: a reading a day for each station, with a few days missing."""
+    return [
+        (station, f"{2020 + day // 365}-{day % 365 // 31 + 1:02d}-{day % 31 + 1:02d}#{day}", (day * 37) % 4001 - 50,
+         None if day % 3 else f'"gemessen" um {day % 24} Uhr')
+        for number, station in enumerate(STATIONS)
+        for day in range(DAYS)
+        if day % 50 != number
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def datasette_url(tmp_path_factory, levels):
+    """A Datasette that serves the table."""
+    directory = tmp_path_factory.mktemp("datasette")
+    database = directory / "rivers.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(
+            "CREATE TABLE levels (station TEXT, day TEXT, level_mm INTEGER, note TEXT, PRIMARY KEY (station, day))"
+        )
+        connection.executemany("INSERT INTO levels VALUES (?, ?, ?, ?)", levels)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    command = (sys.executable, "-m", "datasette", "serve", str(database), "--port", url.rpartition(":")[2])
+    with (directory / "datasette.log").open("wb") as output:
+        process = spawn(command, output=output)
+    try:
+        _await(url, process, directory / "datasette.log")
+        yield url
+    finally:
+        stop(process, 5)
+
+
+def _await(url, process, log):
+    deadline = time.monotonic() + PATIENT_S
+    while True:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"{url}/-/versions.json", timeout=PATIENT_S).raise_for_status()
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def configuration(upstream, datasette_url):
+    """The TOML file of an installation that calls what runs here; a slot a second, so that beats may quarrel."""
+    return {
+        "binance": {"base_url": upstream.base("binance")},
+        "binance.klines": {"symbols": ["BTCUSDT", "ETHUSDT", "SOLUSDT"], "every": "1s"},
+        "coinbase": {"base_url": upstream.base("coinbase")},
+        "coinbase.candles": {"symbols": ["BTC-USD", "QUIET-USD"], "every": "1s"},
+        "asana": {"base_url": f"{upstream.base('asana')}/api/1.0"},
+        "asana.tasks": {"symbols": data.PROJECTS[:3], "every": "1s"},
+        "gauges": {"base_url": datasette_url},
+    }
+
+
+SECRETS = {"ASANA_TOKEN": "the-token-of-a-test"}
+COLLECTORS = {"PENSTOCK_COLLECTORS": "binance,coinbase,asana,tests.acceptance.gauges:gauges"}
+
+
+@pytest.fixture(scope="session", params=["sqlite-prefork", "postgres-threads"])
+def fleet(request, tmp_path_factory, redis_server, configuration, new_postgres):
+    """A worker and a ctl worker that are alive; at the end each stops in peace."""
+    del redis_server  # it says whether there is any Redis to be had
+    directory = tmp_path_factory.mktemp(request.param)
+    backend, pool = request.param.split("-")
+    sqlite = contextlib.nullcontext(f"sqlite:///{directory / 'penstock.db'}")
+    with (
+        EmbeddedRedis(directory / "redis") as server,
+        sqlite if backend == "sqlite" else new_postgres() as database_url,
+    ):
+        settings = {
+            "PENSTOCK_POOL": pool,
+            "PENSTOCK_SCHEDULES": "binance,coinbase,asana",
+            **COLLECTORS,
+            **SECRETS,
+        }
+        made = Fleet(directory, redis_url=server.url, database_url=database_url, **settings)
+        try:
+            made.configure(configuration)
+            made.start_workers()
+            yield made
+        finally:
+            statuses = made.stop()
+            made.engine.dispose()
+    assert set(statuses.values()) == {0}
