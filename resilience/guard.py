@@ -10,6 +10,7 @@ Everything may raise `StoreUnavailableError`: then nothing is known, and nothing
 """
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -322,7 +323,7 @@ def _report(lease: Lease, result: CallResult) -> Report:
 
 def _check_weight(route: Route, weight: float) -> None:
     for spec in route.rates:
-        if weight * spec.unit_us > spec.burst_us:
+        if math.ceil(weight) * spec.unit_us > spec.burst_us:
             raise ConfigurationError(
                 f"a call of weight {weight:g} does not fit limit {spec.name} of {spec.api}: "
                 f"declare its weight_max (now {spec.burst_us / spec.unit_us:g} at once)"

@@ -48,13 +48,18 @@ class RateLimiter:
     def _rate(self) -> RateSpec:
         limit = self.limit
         unit_us = math.ceil(1e6 / limit.rate_for(self.weight_max))
+        burst = math.ceil(limit.burst_for(self.weight_max))
+        window_us = round(limit.window_s * 1e6)
+        # In a window fit window / unit + burst, and with the slack this has to stay below amount + 1.
+        slack_us = min(unit_us - 1, max(0, (limit.amount + 1 - burst) * unit_us - window_us - 1))
         return RateSpec(
             self.api,
             self.name,
             self.key,
             unit_us,
-            math.floor(limit.burst_for(self.weight_max) * unit_us),
+            burst * unit_us,
+            slack_us,
             1 - limit.reserve,
-            round(limit.window_s * 1e6),
+            window_us,
             bool(limit.used or limit.remaining),
         )

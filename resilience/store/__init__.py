@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import Protocol
 
 DAY_US = 86_400_000_000
-LATE_US = 1_000_000  # a ticket this late loses its place in the queue when there is no room for it
+LATE_US = (
+    1_000_000  # a ticket this late, or this near to the end of the queue, is booked anew if there is no room
+)
 TICKET_KEPT_US = 60_000_000  # a ticket nobody redeemed is forgotten this long after its slot
 LIVE_SEEN_US = 10_000_000  # the reserve counts this long after live work was last seen
 PERMIT_WAIT_US = 2_000_000  # half-open without a free permit
@@ -62,13 +64,18 @@ class CircuitSpec:
 
 @dataclass(frozen=True, eq=False)
 class RateSpec:
-    """A rate limit as the store sees it: a unit of weight takes `unit_us`, and `burst_us` may go at once."""
+    """A rate limit as the store sees it: a unit of weight takes `unit_us`; `burst_us` may go at once.
+
+    Calls that hold a ticket and come late by no more than `slack_us` start as if they were on time. Weights are
+    whole units, so that a limit of 100 leaves room for everything below 101: the slack comes from there.
+    """
 
     api: str
     name: str
     sharer: str
     unit_us: int
     burst_us: int
+    slack_us: int
     share: float
     window_us: int
     reported: bool
@@ -125,13 +132,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """It may. `eras` and `permits` run along the route's circuits, `slots` along its rates."""
+    """It may. `eras` and `permits` run along the route's circuits, `slots` and `costs` along its rates.
+
+    A slot is what the bucket showed as started and as booked; a place that was booked before shows 0.
+    """
 
     request: Request
     started_us: int
     eras: tuple[int, ...]
     permits: tuple[bool, ...]
-    slots: tuple[int, ...]
+    slots: tuple[tuple[int, int], ...]
     costs: tuple[int, ...]
     changes: tuple[Change, ...] = ()
 

@@ -179,6 +179,7 @@ class _Need:
     cost: int
     room: int
     slot: int | None
+    late: bool = False
     wait_us: int = 0
 
 
@@ -221,9 +222,9 @@ class MemoryStore:
                 self._taken(seat).pop(id_, None)
             for rate, slot, cost in zip(route.rates, grant.slots, grant.costs, strict=True):
                 bucket = self._buckets.get(keys.bucket(rate.api, rate.name, rate.sharer))
-                if bucket and bucket.started_us == slot:
+                if bucket and bucket.started_us == slot[0]:
                     bucket.started_us -= cost
-                    if bucket.booked_us == slot:
+                    if bucket.booked_us == slot[1]:
                         bucket.booked_us -= cost
 
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
@@ -333,7 +334,7 @@ class MemoryStore:
         needs = []
         for spec in request.route.rates:
             bucket = self._bucket(spec, since)
-            cost = math.ceil(request.weight * spec.unit_us) * slowdown
+            cost = cost_of(spec, request.weight) * slowdown
             room = max(spec.burst_us, cost)
             need = _Need(spec, bucket, cost, room, slots.get(bucket_name(spec)))
             if need.slot is not None:
@@ -362,21 +363,24 @@ class MemoryStore:
         if now < need.slot:
             need.wait_us = need.slot - now
             return
-        need.wait_us = max(need.bucket.started_us, now) + need.cost - need.room - now
-        if need.wait_us > 0 and now - need.slot > LATE_US:
-            need.slot = None
-            need.wait_us = max(need.bucket.booked_us, now) + need.cost - need.room - now
+        late_us = now - need.slot
+        need.late = late_us > need.spec.slack_us
+        room = need.room + (0 if need.late else need.spec.slack_us)
+        need.wait_us = max(need.bucket.started_us, now) + need.cost - room - now
+        to_the_end = max(need.bucket.booked_us, now) + need.cost - need.room - now
+        if need.wait_us > 0 and need.late and (late_us > LATE_US or to_the_end <= LATE_US):
+            need.slot, need.wait_us = None, to_the_end
 
     def _bucket(self, spec: RateSpec, since: int) -> _Bucket:
         """A bucket found missing was empty when the store began to know; a gate leaves one empty."""
         empty = since + spec.burst_us
-        bucket = self._buckets.setdefault(
-            keys.bucket(spec.api, spec.name, spec.sharer), _Bucket(empty, empty)
-        )
+        key = keys.bucket(spec.api, spec.name, spec.sharer)
+        bucket = self._buckets.setdefault(key, _Bucket(empty, empty + spec.slack_us))
         gate = self._gate(spec.api, spec.sharer)
         if gate.closed_us > bucket.gate_us:
             bucket.gate_us = gate.closed_us
-            bucket.started_us = bucket.booked_us = max(bucket.started_us, gate.until_us + spec.burst_us)
+            bucket.started_us = max(bucket.started_us, gate.until_us + spec.burst_us + spec.slack_us)
+            bucket.booked_us = bucket.started_us - spec.slack_us
         return bucket
 
     def _rate_delay(self, request: Request, needs: list[_Need], now: int) -> Delay | None:
@@ -389,10 +393,9 @@ class MemoryStore:
         return Delay(binding.wait_us, ticket, "rate", binding.spec.name)
 
     def _book(self, request: Request, need: _Need, now: int) -> None:
-        """Reserve a slot. It leaves half of the burst as slack: who comes a little late still finds room."""
+        """Reserve a slot at the end of the queue."""
         bucket = need.bucket
         bucket.booked_us = max(bucket.booked_us, now) + need.cost
-        need.wait_us += (need.room - need.cost) // 2
         slots = self._slots(request, now)
         slot = now + need.wait_us
         ticket = _Ticket(now, slot + TICKET_KEPT_US, {**slots, bucket_name(need.spec): slot})
@@ -413,7 +416,7 @@ class MemoryStore:
         if request.ticket:
             self._tickets.pop(request.ticket, None)
         eras = tuple(circuit.era for circuit in circuits)
-        slots = tuple(need.bucket.started_us for need in needs)
+        slots = tuple((n.bucket.started_us, 0 if n.slot else n.bucket.booked_us) for n in needs)
         return Grant(request, now, eras, permits, slots, tuple(need.cost for need in needs))
 
     @staticmethod
@@ -422,7 +425,8 @@ class MemoryStore:
         bucket.started_us = max(bucket.started_us, now) + need.cost
         if need.slot is None:
             bucket.booked_us = max(bucket.booked_us, now) + need.cost
-        bucket.booked_us = max(bucket.booked_us, bucket.started_us)
+        slack_us = 0 if need.late else need.spec.slack_us
+        bucket.booked_us = max(bucket.booked_us, bucket.started_us - slack_us)
         if not live and need.spec.share < 1:
             cost, room = backfill_pace(need.spec, need.cost)
             bucket.backfill_us = min(max(bucket.backfill_us, now) + cost, now + room)
@@ -479,15 +483,25 @@ class MemoryStore:
         bucket = spec and self._buckets.get(keys.bucket(spec.api, spec.name, spec.sharer))
         if not spec or not bucket:
             return
-        used_up = now + spec.burst_us + report.reset_us - math.floor(max(report.remaining, 0) * spec.unit_us)
+        used_up = now + used_up_in(spec, report.remaining, report.reset_us)
         if used_up > max(bucket.started_us, now):
             bucket.started_us = used_up
-            bucket.booked_us = max(bucket.booked_us, used_up)
+            bucket.booked_us = max(bucket.booked_us, used_up - spec.slack_us)
 
 
 def bucket_name(spec: RateSpec) -> str:
     """How a ticket names the bucket of one of its slots."""
     return f"{spec.name}:{spec.sharer}"
+
+
+def cost_of(spec: RateSpec, weight: float) -> int:
+    """What a call uses up; weights count in whole units."""
+    return math.ceil(weight) * spec.unit_us
+
+
+def used_up_in(spec: RateSpec, remaining: float, reset_us: int) -> int:
+    """How far from now a bucket is used up from which no more than `remaining` may start until the reset."""
+    return spec.burst_us + spec.slack_us + reset_us - math.floor(max(remaining, 0)) * spec.unit_us
 
 
 def backfill_pace(spec: RateSpec, cost: int) -> tuple[int, int]:

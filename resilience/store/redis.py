@@ -37,6 +37,7 @@ from resilience.store import (
     Route,
     keys,
 )
+from resilience.store.memory import cost_of, used_up_in
 
 _CONSTANTS = (
     "LATE_US",
@@ -156,7 +157,7 @@ class RedisStore:
         """See `Store.release`."""
         wire = self._wire(grant.request.route)
         sets = [*wire.permits, *wire.seats]
-        slots = [n for pair in zip(grant.slots, grant.costs, strict=True) for n in pair]
+        slots = [n for slot, cost in zip(grant.slots, grant.costs, strict=True) for n in (*slot, cost)]
         self._run(_RELEASE, [*sets, *wire.buckets], [grant.request.id, len(sets), len(wire.buckets), *slots])
 
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
@@ -268,7 +269,7 @@ def _admit_args(wire: _Wire, request: Request) -> list[Any]:
     args = [request.id, int(request.ticket is not None), int(request.live), wire.since_ttl_ms]
     args += wire.before_buckets
     for spec, (gate, burst_us, share, ttl_ms) in zip(request.route.rates, wire.bucket_args, strict=True):
-        args += (gate, math.ceil(request.weight * spec.unit_us), burst_us, share, ttl_ms)
+        args += (gate, cost_of(spec, request.weight), burst_us, spec.slack_us, share, ttl_ms)
     return args
 
 
@@ -289,8 +290,8 @@ def _settle_args(wire: _Wire, report: Report) -> list[Any]:
     if report.remaining is None or wire.reported is None:
         return [*args, 0]
     spec = grant.request.route.rates[wire.reported]
-    left_us = math.floor(max(report.remaining, 0) * spec.unit_us)
-    return [*args, 1, spec.burst_us + report.reset_us - left_us, _ttl_ms(spec.window_us)]
+    used_up_us = used_up_in(spec, report.remaining, report.reset_us)
+    return [*args, 1, used_up_us, spec.slack_us, _ttl_ms(spec.window_us)]
 
 
 def _answer(request: Request, reply: list[Any]) -> Answer:
@@ -303,8 +304,8 @@ def _answer(request: Request, reply: list[Any]) -> Answer:
             now,
             tuple(era // 2 for era in held),
             tuple(era % 2 == 1 for era in held),
-            tuple(slots),
-            tuple(math.ceil(request.weight * spec.unit_us) * slowdown for spec in request.route.rates),
+            tuple(zip(slots[::2], slots[1::2], strict=True)),
+            tuple(cost_of(spec, request.weight) * slowdown for spec in request.route.rates),
             changes,
         )
     if verdict == b"refuse":

@@ -287,23 +287,164 @@ class Inbox:
         return done
 
 
+def connect(app):
+    """Have the app read its configuration again, with connections of its own."""
+    import threading
+
+    from workers.celery import configuration
+
+    app.set_current()
+    app._conf = None
+    app._pending_defaults.append(configuration)
+    app._backend_cache, app._pool, app._local = None, None, threading.local()
+    app.__dict__.pop("amqp", None)
+
+
 @pytest.fixture
 def inbox(installation):
     """The Celery app on the installation's Redis, and what lies in its queues."""
-    import threading
+    from workers.celery import app
 
-    from workers import celery as module
-
-    app = module.app
-    app.set_current()
-    app._conf = None
-    app._pending_defaults.append(module.configuration)
-    app._backend_cache, app._pool, app._local = None, None, threading.local()
-    app.__dict__.pop("amqp", None)
-    app.finalize()
+    connect(app)
     app.loader.import_default_modules()
+    app.finalize()
     yield Inbox(app)
     app.amqp.producer_pool.force_close_all()
     app.pool.force_close_all()
     app.backend.client.close()
     app.backend.result_consumer.stop()
+
+
+class Fleet:
+    """Runs as people ask for them: planned here, collected message by message through the inbox."""
+
+    def __init__(self, installation, inbox, upstream):
+        self.installation, self.inbox, self.upstream = installation, inbox, upstream
+        self.configure()
+
+    def configure(self, tables=None, **variables):
+        """Change settings by tables of the TOML file and by variables; collectors call the fake APIs."""
+        from tasks.collectors.registry import collectors
+        from tasks.limits import guard
+
+        bases = {api: self.upstream.base(api) for api in ("binance", "coinbase", "asana")}
+        bases["asana"] += "/api/1.0"
+        found = {api: {"base_url": base} for api, base in bases.items()}
+        for name, table in (tables or {}).items():
+            found[name] = found.get(name, {}) | table
+        self.installation.configure("\n".join(map(_toml, found.items())), **variables)
+        guard().store.mark_fresh(collectors())
+
+    def order(self, endpoint, symbols, start=None, end=None, **changes):
+        """Accept a run and return its id."""
+        from tasks.runs import Order, request
+
+        collector = endpoint.partition(".")[0]
+        return request(
+            Order(
+                **{
+                    "collector": collector,
+                    "endpoints": (endpoint,),
+                    "kind": "adhoc",
+                    "symbols": tuple(symbols),
+                    "start": start,
+                    "end": end,
+                }
+                | changes
+            )
+        )
+
+    def run(self, *args, **changes):
+        """Accept a run, plan it and launch its first waves; returns its id."""
+        from tasks.runs import plan
+
+        run = self.order(*args, **changes)
+        plan(run=run)
+        return run
+
+    def unit(self, run, n=0):
+        """A unit as SQL has it."""
+        from tasks.models import units
+
+        return self.installation.rows(units, units.c.run == run, units.c.n == n)[0]
+
+    def units(self, run):
+        """All units of a run."""
+        from tasks.models import units
+
+        return self.installation.rows(units, units.c.run == run)
+
+    def the_run(self, run):
+        """A run as SQL has it."""
+        from tasks.models import runs
+
+        return self.installation.rows(runs, runs.c.id == run)[0]
+
+    def result(self, run):
+        """The CollectionResult of a run as SQL has it, None while there is none."""
+        from tasks.models import results
+
+        return next(iter(self.installation.rows(results, results.c.run == run)), None)
+
+
+def _toml(table):
+    name, values = table
+    return "\n".join([f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items())])
+
+
+def _toml_value(value):
+    import json
+
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml_value(each)}' for key, each in value.items())} }}"
+    return json.dumps(value)
+
+
+@pytest.fixture
+def fleet(installation, inbox, upstream):
+    """Everything a run needs but the workers."""
+    return Fleet(installation, inbox, upstream)
+
+
+class Scripted:
+    """A server that answers as it is told: (status, headers, body) one after the other, the last one for ever."""
+
+    def __init__(self):
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+        self.answers, self.requests = [(200, {}, b"[]")], []
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                scripted.requests.append((self.path, dict(self.headers)))
+                answers = scripted.answers
+                status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def scripted():
+    """A server of which the test says every answer."""
+    import threading
+
+    made = Scripted()
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()

@@ -5,7 +5,7 @@
 --           circuit and permits for each circuit; each gate; each sorted set of seats; each bucket
 -- ARGV      id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua);
 --           number of gates; number of seats and for each: seats, lease_us; number of buckets and each (bucket.lua)
--- returns   {"go", now, changes, slowdown, {era · 2 + permit, …}, {slot, …}}
+-- returns   {"go", now, changes, slowdown, {era · 2 + permit, …}, {started, booked or 0, …}}
 --           {"wait", now, changes, wait_us, with_ticket, reason, index}
 --           {"refuse", now, changes, index, state, until_us, failures}
 --           changes: index, old, new, reason, … flat
@@ -93,24 +93,26 @@ end
 local function wait_of(b, slots, live)
   b.slot = slots[b.key]
   if b.slot and now < b.slot then return b.slot - now end
-  local late = b.slot and over(b.started, b.cost, b.room)
-  if late and (late <= 0 or now - b.slot <= LATE_US) then return late end
-  b.slot = nil
   local longest = over(b.booked, b.cost, b.room)
+  if b.slot then
+    local late = now - b.slot
+    b.late = late > b.slack
+    local wait_us = over(b.started, b.cost, b.room + (b.late and 0 or b.slack))
+    if wait_us <= 0 or not b.late or (late <= LATE_US and longest > LATE_US) then return wait_us end
+    b.slot = nil
+  end
   if not live and b.share < 1 and now - b.live < LIVE_SEEN_US then
     longest = math.max(longest, over(b.backfill, backfill_pace(b)))
   end
   return longest
 end
 
--- Reserve a slot. It leaves half of the burst as slack: who comes a little late still finds room.
+-- Reserve a slot at the end of the queue.
 local function book(r, b, wait_us)
   b.booked = math.max(b.booked, now) + b.cost
-  wait_us = wait_us + math.floor((b.room - b.cost) / 2)
   local slot = now + wait_us
   redis.call("HSET", r.ticket, "issued", now, "end", slot + TICKET_KEPT_US, b.key, slot)
   keep(r.ticket, math.ceil((wait_us + TICKET_KEPT_US) / 1000))
-  return wait_us
 end
 
 local function buckets_say(r, since)
@@ -124,7 +126,7 @@ local function buckets_say(r, since)
   end
   if not binding then return end
   local booking = r.live and not binding.slot
-  if booking then longest = book(r, binding, longest) end
+  if booking then book(r, binding, longest) end
   for _, b in ipairs(r.buckets) do
     if b.seen or b.missing or (booking and b == binding) then save_bucket(b) end
   end
@@ -134,7 +136,7 @@ end
 local function spend(b, live)
   b.started = math.max(b.started, now) + b.cost
   if not b.slot then b.booked = math.max(b.booked, now) + b.cost end
-  b.booked = math.max(b.booked, b.started)
+  b.booked = math.max(b.booked, b.started - (b.late and 0 or b.slack))
   if not live and b.share < 1 then
     local cost, room = backfill_pace(b)
     b.backfill = math.min(math.max(b.backfill, now) + cost, now + room)
@@ -159,7 +161,7 @@ local function start(r)
   end
   for i, b in ipairs(r.buckets) do
     spend(b, r.live)
-    slots[i] = b.started
+    slots[2 * i - 1], slots[2 * i] = b.started, b.slot and 0 or b.booked
   end
   if r.has_ticket then redis.call("DEL", r.ticket) end
   return {"go", now, r.changes, r.slow, eras, slots}

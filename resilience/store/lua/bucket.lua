@@ -1,11 +1,11 @@
 -- A rate limit: its hash is read into a table, with what the call needs of it.
 --
 -- KEYS   bucket    hash: booked, started, backfill, live, gate; all µs
--- ARGV   index of its gate, cost_us, burst_us, share, ttl_ms
+-- ARGV   index of its gate, cost_us, burst_us, slack_us, share, ttl_ms
 
 local function read_bucket(index, gates, slow)
   local b = {index = index, key = key(), closing = gates[number()], cost = number() * slow, burst = number(),
-    share = number(), ttl = number()}
+    slack = number(), share = number(), ttl = number()}
   b.room = math.max(b.burst, b.cost)
   local kept = redis.call("HMGET", b.key, "booked", "started", "backfill", "live", "gate")
   b.missing = not kept[1]
@@ -16,11 +16,11 @@ end
 
 -- A bucket found missing was empty when the store began to know; a gate leaves it empty at its end.
 local function settle_bucket(b, since)
-  if b.missing then b.booked, b.started = since + b.burst, since + b.burst end
+  if b.missing then b.booked, b.started = since + b.burst, since + b.burst + b.slack end
   if b.closing.closed > b.gate then
     b.gate = b.closing.closed
-    b.started = math.max(b.started, b.closing["until"] + b.burst)
-    b.booked = b.started
+    b.started = math.max(b.started, b.closing["until"] + b.burst + b.slack)
+    b.booked = b.started - b.slack
   end
 end
 

@@ -1,18 +1,18 @@
 -- release(): nothing was sent. Gives back permits and seats, and each slot that is still the newest.
 --
 -- KEYS      each set of permits and of seats; each bucket
--- ARGV      id; number of sets; number of buckets and for each: slot_us, cost_us
+-- ARGV      id; number of sets; number of buckets and for each: started_us, booked_us, cost_us
 -- returns   nothing
 
 local function release()
   local id = text()
   for _ = 1, number() do redis.call("ZREM", key(), id) end
   for _ = 1, number() do
-    local bucket, slot, cost = key(), number(), number()
+    local bucket, started, booked, cost = key(), number(), number(), number()
     local kept = redis.call("HMGET", bucket, "started", "booked")
-    if tonumber(kept[1]) == slot then
-      redis.call("HSET", bucket, "started", slot - cost)
-      if tonumber(kept[2]) == slot then redis.call("HSET", bucket, "booked", slot - cost) end
+    if tonumber(kept[1]) == started then
+      redis.call("HSET", bucket, "started", started - cost)
+      if tonumber(kept[2]) == booked then redis.call("HSET", bucket, "booked", booked - cost) end
     end
   end
 end

@@ -4,7 +4,7 @@
 --           seats; the bucket the server reported on, if any
 -- ARGV      id, kind, started_us, retry_after_us (-1: none named); number of circuits and each (circuit.lua) with
 --           era and permit (0/1); number of gates; number of seats; number of buckets and for it: how far from
---           now it is used up, in µs, and its ttl_ms
+--           now it is used up, slack_us and ttl_ms
 -- returns   {now, changes}; changes: index, old, new, reason, … flat
 
 local function open(c, reason, changes)
@@ -104,11 +104,11 @@ local function hear(gate, kind, started, retry_after)
 end
 
 -- Believe a server that says less is left than we think; never one that says more.
-local function correct(bucket, used_up, ttl_ms)
+local function correct(bucket, used_up, slack, ttl_ms)
   local kept = redis.call("HMGET", bucket, "started", "booked")
   local started = tonumber(kept[1])
   if not started or used_up <= math.max(started, now) then return end
-  redis.call("HSET", bucket, "started", used_up, "booked", math.max(tonumber(kept[2]), used_up))
+  redis.call("HSET", bucket, "started", used_up, "booked", math.max(tonumber(kept[2]), used_up - slack))
   keep(bucket, ttl_ms)
 end
 
@@ -120,6 +120,6 @@ local function settle()
   end
   for _ = 1, number() do hear(key(), kind, started, retry_after) end
   for _ = 1, number() do redis.call("ZREM", key(), id) end
-  for _ = 1, number() do correct(key(), now + number(), number()) end
+  for _ = 1, number() do correct(key(), now + number(), number(), number()) end
   return {now, changes}
 end

@@ -1,0 +1,195 @@
+"""The memory store says what the Redis scripts do: the same questions at the same times get the same answers."""
+
+import os
+from collections import deque
+from datetime import timedelta
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from resilience.breaker import CircuitBreaker
+from resilience.limiter import RateLimiter
+from resilience.policy import BreakerPolicy, Limit
+from resilience.store import CircuitState, Grant, Kind, Report, Request, Route
+from resilience.store.memory import MemoryStore
+from resilience.store.redis import RedisStore
+
+START_US = 1_700_000_000_000_000
+
+SHORT = BreakerPolicy(
+    failures=2,
+    rate=0.5,
+    window=timedelta(seconds=10),
+    min_calls=4,
+    open_for=timedelta(seconds=3),
+    open_max=timedelta(seconds=6),
+    permit_lease=timedelta(seconds=4),
+    slow_start_step=timedelta(seconds=2),
+)
+BY_RATE = BreakerPolicy(failures=None, rate=0.34, min_calls=3, half_open_calls=1, half_open_successes=1)
+PLAIN = BreakerPolicy(failures=3, rate=None, open_for=timedelta(seconds=1))
+
+
+def circuit(name, policy):
+    return CircuitBreaker(name=name, api="a", policy=policy).spec
+
+
+def limit(spec, *, key="ip", weight_max=1, lease=5, **words):
+    limited = Limit(spec, **words)
+    lease = timedelta(seconds=lease)
+    return RateLimiter(spec, limited, api="a", key=key, weight_max=weight_max, lease=lease).spec
+
+
+CIRCUITS = (circuit("short", SHORT), circuit("by-rate", BY_RATE), circuit("plain", PLAIN))
+QUICK = limit("10/1s", key="account")
+HEAVY = limit("100/1m", weight_max=3, used="X-Used", reserve=0.3)
+BURSTY = limit("50/10s", burst=10, remaining="X-Left", reserve=0.5)
+TWO = limit("2 at once", key="account")
+AMOUNT = {QUICK: 10, HEAVY: 100, BURSTY: 50}
+
+ROUTES = (
+    Route("a", CIRCUITS[:1], (QUICK,), ()),
+    Route("a", CIRCUITS[:2], (HEAVY, QUICK), ()),
+    Route("a", (CIRCUITS[2],), (BURSTY,), (TWO,)),
+    Route("a", (), (HEAVY,), ()),
+    Route("a", (), (BURSTY, HEAVY, QUICK), ()),
+    Route("a", CIRCUITS, (), ()),
+)
+
+waits = st.sampled_from([0, 1, 900, 10_000, 101_011, 400_000, 1_000_000, 2_500_000, 7_000_000, 61_000_000])
+kinds = st.sampled_from([*[Kind.SUCCESS] * 3, *[Kind.FAILURE] * 3, *Kind])
+reports = st.tuples(
+    kinds,
+    st.sampled_from([None, None, 0, 500_000, 3_000_000]),
+    st.sampled_from([None, None, 0, 1, 2.5, 30, 90]),
+    st.sampled_from([0, 0, 2_000_000, 30_000_000]),
+)
+asks = st.tuples(
+    st.sampled_from(ROUTES),
+    st.sampled_from([1, 1, 2, 3]),
+    st.booleans(),
+    st.sampled_from([None, 0, 0, -1, 3]),
+)
+
+
+class BothStores(RuleBasedStateMachine):
+    """Everything happens twice, once in each store."""
+
+    url = ""
+
+    def __init__(self):
+        super().__init__()
+        self.now = START_US
+        self.count = 0
+        self.tickets = []
+        self.leases = deque()
+        self.started = {spec: [] for spec in AMOUNT}
+        self.connection = redis.Redis.from_url(self.url)
+        self.connection.flushall()
+        self.stores = MemoryStore(now_us=lambda: self.now), RedisStore(self.url, now_us=lambda: self.now)
+
+    def teardown(self):
+        self.stores[1].close()
+        self.connection.close()
+
+    def both(self, question, *arguments):
+        ours, theirs = [getattr(store, question)(*arguments) for store in self.stores]
+        assert ours == theirs
+        return ours
+
+    @initialize(fresh=st.booleans())
+    def start(self, fresh):
+        if fresh:
+            self.both("mark_fresh", ["a"])
+
+    @rule(wait_us=waits)
+    def wait(self, wait_us):
+        self.now += wait_us
+
+    @rule(ask=asks)
+    def admit(self, ask):
+        request = self.request(*ask)
+        self.take(request, self.both("admit", request))
+
+    @rule(ask=asks, times=st.integers(2, 12))
+    def admit_many(self, ask, times):
+        for _ in range(times):
+            self.admit(ask)
+
+    @rule(report=reports)
+    def settle(self, report):
+        if self.leases:
+            self.both("settle", self.report(*report))
+
+    @rule(report=reports, ask=asks)
+    def settle_and_admit(self, report, ask):
+        if self.leases:
+            request = self.request(*ask)
+            _, answer = self.both("settle_and_admit", self.report(*report), request)
+            self.take(request, answer)
+
+    @rule()
+    def release(self):
+        if self.leases:
+            grant = self.leases.pop()
+            self.both("release", grant)
+            for spec in grant.request.route.rates:
+                self.started[spec].remove((grant.started_us, grant.request.weight))
+
+    @rule(spec=st.sampled_from(CIRCUITS), state=st.sampled_from(CircuitState), wait_us=waits)
+    def move(self, spec, state, wait_us):
+        lasting = state in {CircuitState.FORCED_OPEN, CircuitState.DISABLED}
+        self.both("move", spec, state, self.now + wait_us if lasting and wait_us else 0)
+
+    @rule()
+    def look(self):
+        self.both("circuits", CIRCUITS)
+
+    @rule()
+    def lose(self):
+        """Redis comes back empty."""
+        self.connection.flushall()
+        self.stores = MemoryStore(now_us=lambda: self.now), self.stores[1]
+
+    def request(self, route, weight, live, age):
+        self.count += 1
+        ticket = (
+            self.tickets[age] if age is not None and -len(self.tickets) <= age < len(self.tickets) else None
+        )
+        if QUICK in route.rates:
+            weight = 1
+        return Request(route, f"call-{self.count}", weight, live, ticket)
+
+    def report(self, kind, retry_after_us, remaining, reset_us):
+        return Report(self.leases.popleft(), kind, retry_after_us, remaining, reset_us)
+
+    def take(self, request, answer):
+        if isinstance(answer, Grant):
+            self.leases.append(answer)
+            for spec in request.route.rates:
+                self.started[spec].append((self.now, request.weight))
+                self.check_windows(spec)
+        elif getattr(answer, "ticket", None) and answer.ticket not in self.tickets:
+            self.tickets.append(answer.ticket)
+
+    def check_windows(self, spec):
+        """However it came about, no window holds more than the limit."""
+        begin = self.now - spec.window_us
+        assert sum(weight for at, weight in self.started[spec] if at >= begin) <= AMOUNT[spec]
+
+
+def test_same_answers(each_redis_url):
+    """Whatever is asked, in whatever order; and no window of any phase holds more than a limit."""
+    machine = type("BothStoresOf", (BothStores,), {"url": each_redis_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=int(os.environ.get("PENSTOCK_TEST_EXAMPLES", "40")),
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+        ),
+    )
