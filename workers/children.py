@@ -54,16 +54,20 @@ def spawn(
     )
 
 
-def stop(
+def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Ask it to end (SIGTERM), and kill it after `grace_s` seconds."""
+    process.terminate()
+    await_end(process, grace_s)
+
+
+def await_end(
     process: subprocess.Popen[bytes], grace_s: float, *, hurry: Callable[[], bool] = lambda: False
 ) -> None:
-    """Ask it to end (SIGTERM), and after `grace_s` seconds, or as soon as `hurry` says so, kill it.
+    """Give it `grace_s` seconds to end, or until `hurry` says so, then kill it.
 
-    Whatever is left of its process group then goes too: children that it has not taken along.
+    Whatever is left of its process group goes too: children that it has not taken along.
     """
     deadline = time.monotonic() + grace_s
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
     while process.poll() is None and time.monotonic() < deadline and not hurry():
         time.sleep(0.02)
     kill(process)

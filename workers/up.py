@@ -20,7 +20,7 @@ from resilience.errors import ConfigurationError
 from tasks.runtime import Runtime, started
 from tasks.schema import upgrade
 from tasks.settings import Settings, environment, masked
-from workers.children import kill, spawn, stop
+from workers.children import await_end, kill, spawn
 from workers.embedded import EmbeddedRedis, check_redis
 
 Say = Callable[[str], None]
@@ -165,10 +165,11 @@ class Supervisor:
     def _stop(self, asked: StopSignal) -> None:
         self.say("stopping; once more stops at once")
         deadline_s = time.monotonic() + self.grace_s
-        for watched in reversed(self._watched):
-            if watched.popen:
-                stop(watched.popen, deadline_s - time.monotonic(), hurry=asked.hurry)
-                watched.popen = None
+        running = [watched.popen for watched in reversed(self._watched) if watched.popen]
+        for popen in running:
+            popen.terminate()  # all at once: a warm shutdown takes seconds, even with nothing to do
+        for popen in running:
+            await_end(popen, deadline_s - time.monotonic(), hurry=asked.hurry)
 
 
 def supervise(processes: Sequence[Process], settings: Settings, say: Say | None = None) -> int:
@@ -195,7 +196,12 @@ def grace_s(settings: Settings) -> float:
 
 
 def _up(settings: Settings, asked: StopSignal, say: Say) -> int:
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"PENSTOCK_STATE_DIR cannot be {settings.state_dir}: {error.strerror}"
+        ) from None
     with (
         _sole(settings.state_dir),
         _redis(settings, say) as (redis_url, keep),

@@ -218,6 +218,26 @@ def test_stop_at_any_moment_leaves_nothing(tmp_path):
     assert ends[-1] == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_real_workers_end_too(tmp_path, number):
+    """Pool children included, whichever way it ends."""
+    env = {**os.environ, "PENSTOCK_STATE_DIR": str(tmp_path)}
+    argv = [sys.executable, "-m", "workers.cli", "up"]
+    with subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as process:
+        try:
+            for name in ("worker", "ctl"):
+                log = tmp_path / "logs" / f"{name}.log"
+                await_that(lambda log=log: log.exists() and " ready." in log.read_text(), 60)
+            running, since = len(left_in(tmp_path)), time.monotonic()
+            process.send_signal(number)
+            process.wait(30)
+        finally:
+            process.kill()
+    await_that(lambda: left_in(tmp_path) == [])
+    print(f"{running} processes were gone {time.monotonic() - since:.2f} s after {number.name}")
+    assert running > 8
+
+
 def test_one_up_per_directory(tmp_path):
     """The second one says so and touches nothing."""
     with (
@@ -226,6 +246,13 @@ def test_one_up_per_directory(tmp_path):
     ):
         up(Settings(state_dir=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["up.lock"]
+
+
+def test_impossible_state_directory_is_told(tmp_path):
+    """In one sentence."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"PENSTOCK_STATE_DIR cannot be .*Not a directory"):
+        up(Settings(state_dir=tmp_path / "file" / "state"))
 
 
 def info(url):
