@@ -69,7 +69,6 @@ def configuration() -> dict[str, Any]:
         "worker_eta_task_limit": 1000,  # waiting messages are held in memory
         "worker_max_tasks_per_child": 10000,  # bounds what a leak may cost
         "worker_hijack_root_logger": True,
-        "worker_proc_alive_timeout": 30,
         "task_queues": all_queues(collectors()),
         "task_default_queue": CTL,
         "task_routes": (route,),
