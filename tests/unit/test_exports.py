@@ -1,0 +1,64 @@
+"""The public surface: a name that appears or goes is a decision, not an accident."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+SURFACE = {
+    "tasks.collectors": {
+        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Limit",
+        "Page", "Request", "RetryPolicy", "Rule", "Single", "Token", "Unit",
+        "day", "iso", "ms", "number", "seconds",
+    },
+    "resilience.guard": {
+        "Ask", "CallResult", "CircuitState", "CircuitView", "Go", "Guard", "Kind", "Lease", "Refuse",
+        "Transition", "Verdict", "Wait",
+    },
+}  # fmt: skip
+DEFINED = {
+    "resilience.errors": {
+        "APIError", "ApiConnectionError", "ApiTimeoutError", "AuthenticationError", "BadPayloadError",
+        "BannedError", "CircuitOpenError", "CollectionError", "ConfigurationError", "DNSError", "DatabaseError",
+        "InvalidCredentialsError", "NetworkError", "NotFoundError", "PartialCollectionError", "PenstockError",
+        "RateLimitError", "Refused", "RetryExhaustedError", "Scope", "ServerError", "StoreUnavailableError",
+        "Throttled", "TokenExpiredError", "ValidationError",
+    },
+    "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
+    "resilience.breaker": {"CircuitBreaker", "StateName"},
+    "resilience.limiter": {"RateLimiter"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", SURFACE)
+def test_surface(module):
+    """What is promised is there, and nothing else."""
+    found = importlib.import_module(module)
+    assert set(found.__all__) == SURFACE[module]
+    assert all(hasattr(found, name) for name in found.__all__)
+
+
+@pytest.mark.parametrize("module", DEFINED)
+def test_classes(module):
+    """The classes that a module makes are what it is known for."""
+    found = vars(importlib.import_module(module)).items()
+    made = {name for name, each in found if isinstance(each, type) and each.__module__ == module}
+    assert {name for name in made if not name.startswith("_")} == DEFINED[module]
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("resilience.breaker", {"celery", "kombu", "requests", "sqlalchemy", "tasks", "workers"}),
+        ("tasks.collectors", {"celery", "kombu", "requests", "alembic", "psycopg", "workers"}),
+        ("workers.cli", {"celery", "kombu", "redis", "requests", "sqlalchemy", "rich", "pydantic"}),
+    ],
+)
+def test_what_an_import_brings_along(module, unwanted):
+    """Not what a module imports but what is loaded in the end: this keeps `--help` instant."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in said.stdout.split()}
+    assert module.partition(".")[0] in loaded
+    assert not loaded & unwanted
