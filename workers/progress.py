@@ -2,10 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -15,11 +15,12 @@ from tasks import reads
 from tasks.collectors.registry import endpoint_of
 from tasks.limits import circuits
 from tasks.reads import RunView
-from workers.tables import CIRCUIT_COLOURS, bar, console, duration, outcome, shares
+from workers.tables import bar, circuit, console, count, duration, outcome, shares
 
 LOOK_S = 0.4
 PLAIN_S = 5.0
 SPEED_OVER_S = 5.0
+BESIDE_THE_BAR = 76  # columns that the other figures take
 
 
 @dataclass(slots=True)
@@ -59,33 +60,36 @@ class Board:
         self.circuits = circuit_states(self.runs)
         return bool(self.runs) and all(run.is_done for run in self.runs)
 
-    def __rich__(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2))
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        del screen
+        table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bright_black")
+        for heading in ("run", "", "", "stored", "waiting", "failed", "skipped", "calls/s", "circuit", ""):
+            table.add_column(heading, no_wrap=True, justify="left" if heading in {"", "circuit"} else "right")
+        width = max(6, min(40, options.max_width - BESIDE_THE_BAR))
         for run in self.runs:
-            table.add_row(*self._row(run))
-        return Group(table, Text(self.note, style="yellow")) if self.note else table
+            table.add_row(*self._row(run, width))
+        yield table
+        if self.note:
+            yield Text(self.note, style="yellow")
 
-    def _row(self, run: RunView) -> list[RenderableType]:
+    def _row(self, run: RunView, width: int) -> list[RenderableType]:
         tally = run.units
         return [
-            Text(f"run {run.id}", style="bright_black"),
+            str(run.id),
             Text(run.collector, style="bold"),
-            bar(shares(tally), 30) if tally.total else Text("being planned", style="bright_black"),
-            Text(f"{tally.successful}/{tally.total} stored"),
-            Text(f"{tally.open} waiting", style="bright_black" if tally.open else "black"),
-            _bad(tally.failed, "failed", "red"),
-            _bad(tally.skipped, "skipped", "yellow"),
-            Text(f"{self.rates.get(run.id, 0.0):5.1f} calls/s"),
+            bar(shares(tally), width),
+            f"{tally.successful}/{tally.total}",
+            count(tally.open),
+            count(tally.failed, "red"),
+            count(tally.skipped, "yellow"),
+            f"{self.rates.get(run.id, 0.0):.1f}",
             self._circuit(run),
-            outcome(run) if run.is_done else Text(duration(run.lasted_s), style="bright_black"),
+            outcome(run) if run.is_done or run.lasted_s is None else duration(run.lasted_s),
         ]
 
     def _circuit(self, run: RunView) -> Text:
-        text = Text("circuit ", style="bright_black")
-        states = sorted({self.circuits.get(name, "?") for name in run.endpoints})
-        for state in states:
-            text.append(state + " ", style=CIRCUIT_COLOURS.get(state, "bright_black"))
-        return text
+        states = sorted({self.circuits.get(name) for name in run.endpoints}, key=str)
+        return Text("/").join(circuit(state) for state in states)
 
     def lines(self) -> list[str]:
         """The same for a log file."""
@@ -98,10 +102,6 @@ class Board:
             for run in self.runs
         ]
         return [*said, self.note] if self.note else said
-
-
-def _bad(count: int, word: str, style: str) -> Text:
-    return Text(f"{count} {word}", style=style if count else "bright_black")
 
 
 def circuit_states(runs: Sequence[RunView]) -> dict[str, str]:

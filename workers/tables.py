@@ -1,10 +1,12 @@
 """How runs look on a terminal: numbers that people compare are drawn beside being said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -33,12 +35,37 @@ COLOURS: dict[str, str] = {
 CIRCUIT_COLOURS = {"closed": "green", "half_open": "yellow", "open": "red", "forced_open": "red"}
 NOTHING = "-"
 PLAIN_WIDTH = 140  # where the output is a file nothing has to be cut
+WORDS = frozenset({"collector", "endpoint", "kind", "outcome", "units", "why", "requested (UTC)"})
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console for what is shown to people; JSON goes past it."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A table that leaves out columns, in the order of `spare`, until it fits the terminal."""
+
+    rows: Sequence[Mapping[str, RenderableType]]
+    spare: Sequence[str]
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for count in range(len(self.spare) + 1):
+            table = self._without(frozenset(self.spare[:count]))
+            if Measurement.get(screen, options.update(width=1000), table).maximum <= options.max_width:
+                break
+        yield table
+
+    def _without(self, left_out: frozenset[str]) -> Table:
+        names = [name for name in self.rows[0] if name not in left_out] if self.rows else []
+        table = _table(*names)
+        for column, name in zip(table.columns, names, strict=True):
+            column.justify = "left" if name in WORDS else "right"
+        for row in self.rows:
+            table.add_row(*(row[name] for name in names))
+        return table
 
 
 def bar(counts: Mapping[str, int], width: int) -> Text:
@@ -86,6 +113,11 @@ def moment(at: datetime | None) -> str:
     return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
+def count(number: int, style: str = "") -> Text:
+    """A number of which none is no news."""
+    return Text(f"{number:,}", style=style) if number else Text(NOTHING, style="bright_black")
+
+
 def outcome(run: RunView) -> Text:
     """How a run ended, or where it stands."""
     if run.outcome is None:
@@ -93,28 +125,44 @@ def outcome(run: RunView) -> Text:
     return Text(run.outcome, style=COLOURS.get(run.outcome, ""))
 
 
-def runs_table(runs: Sequence[RunView]) -> Table:
+def circuit(state: str | None, until: str | None = None) -> Text:
+    """A circuit's state; "?" where Redis does not answer."""
+    if state is None:
+        return Text("?", style="bright_black")
+    text = Text(state, style=CIRCUIT_COLOURS.get(state, ""))
+    return text.append(f" until {until[11:19]} UTC") if until and state != "closed" else text
+
+
+def why(run: RunView) -> str:
+    """What stood in the way, in few words."""
+    marks = [
+        run.reason or "",
+        "circuit open" if run.units.circuit_broken else "",
+        "rate limited" if run.units.rate_limited else "",
+    ]
+    return ", ".join(filter(None, marks))
+
+
+def runs_table(runs: Sequence[RunView]) -> Fitted:
     """The list of runs."""
-    table = _table(
-        "run", "collector", "kind", "outcome", "units", "ok", "records", "calls", "took", "requested (UTC)"
-    )
-    for column in (0, 5, 6, 7, 8):
-        table.columns[column].justify = "right"
     longest = max((run.lasted_s or 0.0 for run in runs), default=0.0)
-    for run in runs:
-        table.add_row(
-            str(run.id),
-            _what(run),
-            run.kind,
-            outcome(run),
-            bar(shares(run.units), 20),
-            f"{run.units.successful}/{run.units.total}",
-            f"{run.units.records:,}",
-            f"{run.units.calls:,}",
-            _length(run.lasted_s, longest),
-            moment(run.requested_at),
-        )
-    return table
+    rows: list[dict[str, RenderableType]] = [
+        {
+            "run": str(run.id),
+            "collector": _what(run),
+            "kind": run.kind,
+            "outcome": outcome(run),
+            "units": bar(shares(run.units), 20),
+            "ok": f"{run.units.successful}/{run.units.total}",
+            "records": f"{run.units.records:,}",
+            "calls": f"{run.units.calls:,}",
+            "took": _length(run.lasted_s, longest),
+            "requested (UTC)": moment(run.requested_at),
+            "why": why(run),
+        }
+        for run in runs
+    ]
+    return Fitted(rows, spare=("calls", "kind", "took", "why", "records"))
 
 
 def _what(run: RunView) -> str:
@@ -128,65 +176,55 @@ def _length(seconds: float | None, longest: float) -> Text:
     return Text(duration(seconds)).append(f" {'━' * cells:<8}", style="blue")
 
 
-def results_table(runs: Sequence[RunView]) -> Table:
+def results_table(runs: Sequence[RunView]) -> Fitted:
     """CollectionResults side by side."""
-    table = _table(
-        "run",
-        "collector",
-        "outcome",
-        "units",
-        "ok",
-        "failed",
-        "skipped",
-        "success",
-        "records",
-        "calls",
-        "retries",
-        "waited",
-        "took",
-        "why",
-    )
-    for column in (0, 4, 5, 6, 7, 8, 9, 10, 11, 12):
-        table.columns[column].justify = "right"
-    for run in runs:
-        tally = run.units
+    rows: list[dict[str, RenderableType]] = [
+        {
+            "run": str(run.id),
+            "collector": run.collector,
+            "kind": run.kind,
+            "outcome": outcome(run),
+            "units": bar(shares(run.units), 16),
+            "ok": f"{run.units.successful}/{run.units.total}",
+            "failed": count(run.units.failed, "red"),
+            "skipped": count(run.units.skipped, "yellow"),
+            "success": _rate(run.units),
+            "records": f"{run.units.records:,}",
+            "calls": f"{run.units.calls:,}",
+            "retries": count(run.units.retries),
+            "took": duration(run.lasted_s),
+            "why": why(run),
+        }
+        for run in runs
+    ]
+    return Fitted(rows, spare=("retries", "success", "calls", "kind", "took", "units"))
+
+
+def _rate(tally: Tally) -> str:
+    return f"{tally.successful / tally.total:.1%}" if tally.total else NOTHING
+
+
+def collectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What can be collected; `rows` as `penstock collectors --json` writes them."""
+    table = _table("endpoint", "symbols", "every", "scheduled", "limits", "circuit", "table")
+    table.columns[1].justify = "right"
+    for row in rows:
         table.add_row(
-            str(run.id),
-            run.collector,
-            outcome(run),
-            bar(shares(tally), 16),
-            f"{tally.successful}/{tally.total}",
-            _count(tally.failed, "red"),
-            _count(tally.skipped, "yellow"),
-            _rate(tally),
-            f"{tally.records:,}",
-            f"{tally.calls:,}",
-            str(tally.retries or NOTHING),
-            duration(tally.waited_s) if tally.waited_s else NOTHING,
-            duration(run.lasted_s),
-            why(run),
+            row["endpoint"],
+            row["symbols_from"] if row["symbols"] is None else str(row["symbols"]),
+            NOTHING if row["every_s"] is None else duration(row["every_s"]),
+            Text("yes", style="green") if row["scheduled"] else Text("no", style="bright_black"),
+            ", ".join(row["limits"]) or "none",
+            circuit(row["circuit"], row["circuit_until_at"]),
+            row["table"],
         )
     return table
-
-
-def why(run: RunView) -> str:
-    """What stood in the way, in few words."""
-    marks = [
-        run.reason or "",
-        "circuit open" if run.units.circuit_broken else "",
-        "rate limited" if run.units.rate_limited else "",
-    ]
-    return ", ".join(filter(None, marks))
-
-
-def _count(number: int, style: str) -> Text:
-    return Text(str(number), style=style) if number else Text(NOTHING)
 
 
 def run_page(shown: RunDetail) -> RenderableType:
     """Everything about one run, one under the other."""
     run = shown.run
-    parts: list[RenderableType] = [_head(run), _facts(shown), _units(run)]
+    parts: list[RenderableType] = [_head(run), _facts(shown), _units(shown)]
     if len(shown.by_endpoint) > 1:
         parts.append(_endpoints(shown))
     if shown.waiting:
@@ -207,7 +245,8 @@ def _head(run: RunView) -> Text:
 def _facts(shown: RunDetail) -> Table:
     run, tally = shown.run, shown.run.units
     grid = Table.grid(padding=(0, 2))
-    facts: dict[str, Any] = {
+    partial = ", partial" if 0 < tally.successful < tally.total else ""
+    facts = {
         "requested": f"{moment(run.requested_at)} UTC",
         "started": f"{moment(run.started_at)} UTC" if run.started_at else "not yet",
         "finished": f"{moment(run.finished_at)} UTC after {duration(run.lasted_s)}"
@@ -217,10 +256,10 @@ def _facts(shown: RunDetail) -> Table:
         "slot": f"{moment(run.slot_at)} UTC" if run.slot_at else "",
         "range": f"{moment(run.start_at)} to {moment(run.end_at)} UTC" if run.start_at else "",
         "behind a circuit": "units park" if run.on_open == "park" else "units are skipped",
-        "success rate": _rate(tally),
+        "success rate": f"{_rate(tally)} ({tally.successful:,} of {tally.total:,}{partial})",
         "records": f"{tally.records:,}",
         "calls": f"{tally.calls:,} ({tally.retries:,} retries), weight {tally.weight:,.0f}",
-        "waits": f"{tally.waits:,} for {duration(tally.waited_s)}" if tally.waits else "none",
+        "waits": f"{tally.waits:,}, {duration(tally.waited_s)} in all" if tally.waits else "none",
         "waves": _waves(shown),
         "sent again": f"{tally.resent:,}" if tally.resent else "",
     }
@@ -230,10 +269,6 @@ def _facts(shown: RunDetail) -> Table:
     return grid
 
 
-def _rate(tally: Tally) -> str:
-    return f"{tally.successful / tally.total:.1%}" if tally.total else NOTHING
-
-
 def _waves(shown: RunDetail) -> str:
     text = f"{shown.run.waves} launched, {shown.waves_done} closed by their chord"
     if shown.waves_differing:
@@ -241,15 +276,18 @@ def _waves(shown: RunDetail) -> str:
     return text
 
 
-def _units(run: RunView) -> Table:
-    counts = shares(run.units)
+def _units(shown: RunDetail) -> Table:
+    counts = shares(shown.run.units)
     most = max(counts.values(), default=0)
     grid = Table.grid(padding=(0, 2))
     grid.add_row("")
     for name, (glyph, colour) in PARTS.items():
-        if count := counts.get(name):
-            cells = max(1, 40 * count // most)
-            grid.add_row(name, Text(f"{count:,}", justify="right"), Text(glyph * cells, style=colour))
+        if number := counts.get(name):
+            cells = max(1, 40 * number // most)
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in shown.reasons.get(name, {}).items())
+            grid.add_row(
+                name, Text(f"{number:,}", justify="right"), Text(glyph * cells, style=colour), reasons
+            )
     return grid
 
 
@@ -260,8 +298,8 @@ def _endpoints(shown: RunDetail) -> Table:
             name,
             bar(shares(tally), 20),
             f"{tally.successful}/{tally.total}",
-            _count(tally.failed, "red"),
-            _count(tally.skipped, "yellow"),
+            count(tally.failed, "red"),
+            count(tally.skipped, "yellow"),
             f"{tally.records:,}",
             f"{tally.calls:,}",
         )
@@ -288,38 +326,21 @@ def _failures(shown: RunDetail) -> Table:
             Text(each.error, style="red"),
             str(each.attempts),
             moment(each.at),
-            Text(each.message[:120]),
+            Text(each.message[:200]),
         )
     return table
 
 
 def _table(*headings: str, title: str | None = None) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bright_black", title=title, title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bright_black",
+        title=title and f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+    )
     for heading in headings:
-        table.add_column(heading, no_wrap=heading not in {"message", "why", "limits"})
+        wraps = heading in {"message", "why", "limits"}
+        table.add_column(heading, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     return table
-
-
-def collectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What can be collected; `rows` as `penstock collectors --json` writes them."""
-    table = _table("endpoint", "symbols", "every", "scheduled", "limits", "circuit", "table")
-    table.columns[1].justify = "right"
-    for row in rows:
-        table.add_row(
-            row["endpoint"],
-            row["symbols_from"] if row["symbols"] is None else str(row["symbols"]),
-            NOTHING if row["every_s"] is None else duration(row["every_s"]),
-            Text("yes", style="green") if row["scheduled"] else Text("no", style="bright_black"),
-            ", ".join(row["limits"]) or "none",
-            circuit(row["circuit"], row["circuit_until_at"]),
-            row["table"],
-        )
-    return table
-
-
-def circuit(state: str | None, until: str | None = None) -> Text:
-    """A circuit's state; "?" where Redis does not answer."""
-    if state is None:
-        return Text("?", style="bright_black")
-    text = Text(state, style=CIRCUIT_COLOURS.get(state, ""))
-    return text.append(f" until {until[11:19]} UTC") if until and state != "closed" else text
