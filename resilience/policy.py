@@ -52,7 +52,9 @@ class BreakerPolicy:
 
     def __post_init__(self) -> None:
         if self.failures is None and self.rate is None:
-            raise ConfigurationError("a BreakerPolicy needs `failures` or `rate`: without both it never opens")
+            raise ConfigurationError(
+                "a BreakerPolicy needs `failures` or `rate`: without both it never opens"
+            )
         if self.failures is not None and self.failures < 1:
             raise ConfigurationError(f"BreakerPolicy.failures is {self.failures}, but has to be at least 1")
         if self.rate is not None and not 0 < self.rate <= 1:
@@ -92,7 +94,9 @@ class Limit:
         if self.amount < 1:
             raise ConfigurationError(f"limit {self.spec!r} lets nothing through")
         if not 0 <= self.reserve < 1:
-            raise ConfigurationError(f"limit {self.spec!r}: reserve is {self.reserve}, but has to lie in 0 … 1")
+            raise ConfigurationError(
+                f"limit {self.spec!r}: reserve is {self.reserve}, but has to lie in 0 … 1"
+            )
 
     @property
     def at_once(self) -> bool:
@@ -115,13 +119,17 @@ class Limit:
     def burst_for(self, weight: float = 1.0) -> float:
         """What may start at one instant: 1 % of the amount, at least the largest weight."""
         wanted = self.burst if self.burst is not None else math.floor(self.amount / 100)
-        return float(max(wanted, weight, 1))
+        return float(min(max(wanted, weight, 1), self.amount))
 
     def rate_for(self, weight: float = 1.0) -> float:
-        """Weight per second in the long run, for calls of at most this weight."""
+        """Weight per second in the long run, for calls of at most this weight.
+
+        Where the burst is the whole amount, one unit takes a little longer than the window: whoever has used
+        all of it has to let a window pass for each unit.
+        """
         burst = self.burst_for(weight)
         if burst >= self.amount:
-            return self.amount / self.window_s / 2
+            return (1 - 1e-6) / self.window_s
         return (self.amount - burst) / self.window_s
 
 

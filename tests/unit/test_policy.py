@@ -1,0 +1,113 @@
+"""Policies say at once what is wrong with them, and reckon what follows from them."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilience.errors import ConfigurationError
+from resilience.policy import BreakerPolicy, Limit, RetryPolicy
+
+
+@pytest.mark.parametrize(
+    ("spec", "amount", "window_s"),
+    [
+        ("6000/1m", 6000, 60),
+        ("10/s", 10, 1),
+        ("5000/1d", 5000, 86_400),
+        ("450/15m", 450, 900),
+        ("1/2h", 1, 7200),
+    ],
+)
+def test_limit_per_window(spec, amount, window_s):
+    """As the documentation writes it."""
+    limit = Limit(spec)
+    assert (limit.amount, limit.window_s, limit.at_once) == (amount, window_s, False)
+
+
+def test_limit_at_once():
+    """Calls in flight have no window."""
+    limit = Limit("5 at once")
+    assert (limit.amount, limit.window_s, limit.at_once) == (5, 0, True)
+
+
+@pytest.mark.parametrize("spec", ["", "10", "10/1w", "ten/1m", "-1/1m", "0/1m", "0 at once", "5 at least"])
+def test_limit_not_understood(spec):
+    """The message shows what was written."""
+    with pytest.raises(ConfigurationError, match=spec or "''"):
+        Limit(spec)
+
+
+@pytest.mark.parametrize("reserve", [-0.1, 1, 2])
+def test_reserve_is_a_share(reserve):
+    """A reserve of everything would leave backfills nothing, ever."""
+    with pytest.raises(ConfigurationError, match="reserve"):
+        Limit("10/1m", reserve=reserve)
+
+
+def test_burst_is_one_percent():
+    """At least the largest weight, and never more than everything."""
+    assert Limit("6000/1m").burst_for() == 60
+    assert Limit("100/1m").burst_for() == 1
+    assert Limit("100/1m").burst_for(20) == 20
+    assert Limit("100/1m", burst=7).burst_for() == 7
+    assert Limit("10/1m", burst=70).burst_for() == 10
+
+
+def test_burst_is_counted_inside():
+    """Burst and a window at this pace are the amount."""
+    assert Limit("6000/1m").rate_for() == 99
+    assert Limit("1/1s").rate_for() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"failures": None, "rate": None},
+        {"failures": 0},
+        {"rate": 0.0},
+        {"rate": 1.1},
+        {"half_open_successes": 0},
+        {"half_open_successes": 4},
+    ],
+)
+def test_breaker_policy_that_cannot_work(wrong):
+    """It would never open, or never close."""
+    with pytest.raises(ConfigurationError):
+        BreakerPolicy(**wrong)
+
+
+def test_breaker_policy_numbers():
+    """The design's defaults."""
+    policy = BreakerPolicy()
+    assert (policy.failures, policy.rate, policy.min_calls, policy.half_open_calls) == (5, 0.5, 20, 3)
+    assert (policy.open_for, policy.growth, policy.open_max) == (
+        timedelta(minutes=1),
+        1.5,
+        timedelta(hours=1),
+    )
+
+
+def test_back_off_doubles_up_to_a_minute():
+    """Without jitter: 1, 2, 4 … 60."""
+    policy = RetryPolicy(attempts=9, jitter="none")
+    assert [policy.wait_s(attempt) for attempt in (1, 2, 3, 6, 7, 5000)] == [1, 2, 4, 32, 60, 60]
+
+
+@given(st.integers(1, 50), st.floats(0, 1))
+def test_full_jitter_stays_below(attempt, luck):
+    """Anything from nothing to the whole wait."""
+    assert 0 <= RetryPolicy().wait_s(attempt, rng=lambda: luck) <= min(60, 2 ** (attempt - 1))
+
+
+@given(st.integers(1, 10), st.floats(0, 86_400), st.floats(0, 1))
+def test_a_servers_wait_is_never_shortened(attempt, said_s, luck):
+    """Jitter only adds."""
+    assert RetryPolicy().wait_s(attempt, said_s, rng=lambda: luck) >= said_s
+
+
+def test_no_attempt_is_an_error():
+    """Four attempts are three retries; none is nothing."""
+    with pytest.raises(ConfigurationError, match="attempts"):
+        RetryPolicy(attempts=0)
