@@ -256,6 +256,8 @@ class Delivery:
                 self.claim.write(connection, records=self.records, **self._ending())
                 self._move_cursor(connection)
             store.upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
+        # What comes next counts from this page on, as it now stands in SQL.
+        self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}
         self.checkpoint = page.next or {}
         self.done = page.next is None
 
