@@ -4,6 +4,12 @@ Three processes matter. This one tells the story. The *stage* (`--stage`) superv
 `penstock up`. All of them end with this one, however it ends, unless `--keep` says otherwise.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # There is nothing to stop yet: a Ctrl-C during the imports just ends us, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import json
@@ -26,11 +32,10 @@ from tasks.runtime import Runtime, started
 from tasks.settings import get_settings
 from tests.upstream.client import APIS
 from tests.upstream.data import PROJECTS
-from workers.children import spawn, stop
+from workers.children import await_end, spawn
 from workers.up import Interrupted, Process, StopSignal, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
-STATE = ROOT / ".penstock-demo"
 BAD = "BADUSDT"  # the fake Binance does not know it, as the real one would not
 COINS = """
     BTC ETH BNB SOL XRP ADA DOGE TRX LINK DOT LTC BCH AVAX ATOM UNI XLM ETC FIL APT NEAR
@@ -49,13 +54,16 @@ def main() -> int:
     parser.add_argument(
         "--since", type=float, default=time.time(), help="epoch seconds when it was asked for"
     )
+    parser.add_argument(
+        "--state", type=Path, default=ROOT / ".penstock-demo", help="a directory to be emptied"
+    )
     parser.add_argument("--stage", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage is not None:
         return stage(options.stage)
     with StopSignal() as asked:
         try:
-            return Demo(keep=options.keep, since_s=options.since).play(asked)
+            return Demo(options.state.absolute(), keep=options.keep, since_s=options.since).play(asked)
         except Interrupted:
             print("\nstopped; nothing is left running")
             return 130
@@ -100,8 +108,8 @@ class Upstream:
 class Demo:
     """The story: everything at once, a 429, an outage, and what came of it."""
 
-    def __init__(self, *, keep: bool, since_s: float):
-        self.keep, self.since_s = keep, since_s
+    def __init__(self, state: Path, *, keep: bool, since_s: float):
+        self.state, self.keep, self.since_s = state, keep, since_s
         self.port = free_port()
         self.upstream = Upstream(self.port)
         self.events = 0
@@ -109,7 +117,7 @@ class Demo:
         self.first_rows_s: float | None = None
 
     def play(self, asked: StopSignal) -> int:
-        prepare(self.port)
+        prepare(self.state, self.port)
         with self.running(asked):
             from workers.tables import console
 
@@ -119,13 +127,15 @@ class Demo:
             self.too_many_requests()
             self.outage()
             self.sum_up()
+            if not self.keep:
+                self.say("stopping everything")
         return 0
 
     @contextlib.contextmanager
     def running(self, asked: StopSignal) -> Iterator[None]:
         """The stage, for as long as this lasts; with --keep also after a good end."""
         argv = [sys.executable, "-m", "tests.demo", f"--stage={self.port}"]
-        with (STATE / "stage.log").open("wb") as log:
+        with (self.state / "stage.log").open("wb") as log:
             if self.keep:
                 self.process = subprocess.Popen(
                     argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -133,7 +143,7 @@ class Demo:
             else:
                 self.process = spawn(argv, output=log)
         try:
-            (STATE / "stage.pid").write_text(f"{self.process.pid} {started(self.process.pid)}")
+            (self.state / "stage.pid").write_text(f"{self.process.pid} {started(self.process.pid)}")
             yield
         except BaseException:
             self.keep = False
@@ -141,7 +151,13 @@ class Demo:
         finally:
             asked.raises = False
             if not self.keep:
-                stop(self.process, STOP_S, hurry=asked.hurry)
+                self.process.terminate()
+                await_end(self.process, STOP_S, hurry=asked.hurry)
+
+    @property
+    def shown(self) -> Path:
+        """The directory as people type it."""
+        return self.state.relative_to(Path.cwd()) if self.state.is_relative_to(Path.cwd()) else self.state
 
     def say(self, text: str, style: str = "") -> None:
         self.screen.print(text, style=style, markup=False)
@@ -161,14 +177,16 @@ class Demo:
         while time.monotonic() < deadline_s:
             if self.process.poll() is not None:
                 break
-            if Runtime.read(STATE) and self.upstream.answers():
+            if Runtime.read(self.state) and self.upstream.answers():
                 alive = reads.workers_alive(get_settings().gone_after_s)
                 if alive.get("units") and alive.get("ctl"):
                     slots = f"{alive['units']} processes collect, {alive['ctl']} steer"
                     return self.say(f"Everything is up after {time.time() - self.since_s:.0f} s: {slots}")
             time.sleep(0.1)
-        tail = (STATE / "stage.log").read_text(errors="replace").strip().splitlines()[-5:]
-        raise PenstockError("\n".join([f"it did not start; see {STATE}/stage.log and {STATE}/logs", *tail]))
+        tail = (self.state / "stage.log").read_text(errors="replace").strip().splitlines()[-5:]
+        raise PenstockError(
+            "\n".join([f"it did not start; see {self.state}/stage.log and {self.state}/logs", *tail])
+        )
 
     def everything_at_once(self) -> None:
         """The first slot of every schedule is due at once."""
@@ -265,14 +283,14 @@ class Demo:
         runs = sorted((run for run in reads.latest_runs(100) if run.is_done), key=lambda run: run.id)
         self.screen.print(results_table(runs))
         endpoints = [each for api in collectors().values() for each in api.endpoints.values()]
-        self.chapter(f"Where it lies: {STATE.relative_to(ROOT) / 'penstock.db'}")
+        self.chapter(f"Where it lies: {self.shown / 'penstock.db'}")
         for name, (table, rows) in reads.rows_stored(endpoints).items():
             self.say(f"  {name:<17} {rows:>7,} rows in {table}")
         over = sum(self.upstream.get(api)["violations"] for api in APIS)
         self.say(f"  requests that the fake APIs counted over a documented limit: {over}")
         worst = max(runs, key=lambda run: (run.units.failed, run.kind == RunKind.SCHEDULED, -run.id))
         self.chapter("What to try next")
-        env = f"PENSTOCK_STATE_DIR={STATE.name}"
+        env = f"PENSTOCK_STATE_DIR={self.shown}"
         self.say(f"  {env} .venv/bin/penstock runs")
         self.say(f"  {env} .venv/bin/penstock show {worst.id}")
         self.say(self.third_command())
@@ -284,7 +302,7 @@ class Demo:
         if not self.keep:
             return "  make demo KEEP=1        leaves everything up, to play with"
         return (
-            f"  PENSTOCK_STATE_DIR={STATE.name} PENSTOCK_CONFIG={STATE.name}/penstock.toml "
+            f"  PENSTOCK_STATE_DIR={self.shown} PENSTOCK_CONFIG={self.shown}/penstock.toml "
             ".venv/bin/penstock run binance\n"
             f"Everything is left running; stop it with: kill {self.process.pid}"
         )
@@ -298,7 +316,7 @@ class Demo:
             if runs := reads.runs_of(name):
                 return runs[0].id
             time.sleep(0.1)
-        raise PenstockError(f"no run of {name} was made; see {STATE}/logs")
+        raise PenstockError(f"no run of {name} was made; see {self.state}/logs")
 
     def run(self, collector: str) -> int:
         """Ask for a run by the command that a user would type."""
@@ -320,21 +338,24 @@ class Demo:
         return watch(numbers, screen=self.screen, each=each)
 
 
-def prepare(port: int) -> None:
+def prepare(state: Path, port: int) -> None:
     """A fresh directory and an environment in which every command finds the demo and nothing else."""
     with contextlib.suppress(OSError, ValueError):
-        pid, since = (STATE / "stage.pid").read_text().split()
+        pid, since = (state / "stage.pid").read_text().split()
         if str(started(int(pid))) == since:
             raise PenstockError(f"the demo is still running; stop it with: kill {pid}")
-    shutil.rmtree(STATE, ignore_errors=True)
-    STATE.mkdir()
+    if state.exists() and any(state.iterdir()) and not (state / "stage.pid").exists():
+        raise PenstockError(f"{state} holds something that is not a demo's; it will not be emptied")
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
+    (state / "stage.pid").touch()
     for name in list(os.environ):
         if name.upper().startswith("PENSTOCK_"):
             del os.environ[name]
-    (STATE / "penstock.toml").write_text(toml(f"http://127.0.0.1:{port}"))
+    (state / "penstock.toml").write_text(toml(f"http://127.0.0.1:{port}"))
     os.environ |= {
-        "PENSTOCK_STATE_DIR": str(STATE),
-        "PENSTOCK_CONFIG": str(STATE / "penstock.toml"),
+        "PENSTOCK_STATE_DIR": str(state),
+        "PENSTOCK_CONFIG": str(state / "penstock.toml"),
         "PENSTOCK_SCHEDULES": "*",
         "ASANA_TOKEN": "demo",  # the fake takes any
         "NO_PROXY": "127.0.0.1",
