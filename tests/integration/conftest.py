@@ -15,6 +15,7 @@ import pytest
 import redis
 
 POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+DATABASES = ("sqlite", "postgres")
 
 
 def _servers():
@@ -189,9 +190,22 @@ def migrated_postgres(missing_server):
         connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+def pytest_generate_tests(metafunc):
+    """Tests run on both databases, but those of modules whose DATABASES says otherwise; `on_both` says so again."""
+    if "migrated_url" in metafunc.fixturenames:
+        named = getattr(metafunc.module, "DATABASES", DATABASES)
+        metafunc.parametrize("migrated_url", getattr(metafunc.function, "databases", named), indirect=True)
+
+
+def on_both(test):
+    """This test runs on both databases wherever it stands."""
+    test.databases = DATABASES
+    return test
+
+
+@pytest.fixture
 def migrated_url(request, tmp_path):
-    """A migrated database without rows, once as a SQLite file and once on PostgreSQL."""
+    """A migrated database without rows."""
     if request.param == "sqlite":
         return f"sqlite:///{shutil.copy(request.getfixturevalue('migrated_file'), tmp_path / 'penstock.db')}"
     return request.getfixturevalue("migrated_postgres")
@@ -347,7 +361,7 @@ class Fleet:
                     "collector": collector,
                     "endpoints": (endpoint,),
                     "kind": "adhoc",
-                    "symbols": tuple(symbols),
+                    "symbols": symbols and tuple(symbols),
                     "start": start,
                     "end": end,
                 }
