@@ -201,10 +201,14 @@ def test_rows_of_a_table_that_has_a_source_get_it(installation):
         "due_on": AT.date(),
         "data": {"a": [1, None]},
     }
+    pages = (
+        (endpoint_of("binance.klines"), without_source(bar())),
+        (shop.endpoints["orders"], row),
+        (endpoint_of("asana.tasks"), task),
+    )
     with writing() as connection:
-        store.keep(connection, endpoint_of("binance.klines"), "BTCUSDT", [without_source(bar())])
-        store.keep(connection, shop.endpoints["orders"], "", [row])
-        store.keep(connection, endpoint_of("asana.tasks"), "7", [task])
+        for endpoint, found in pages:
+            upsert(connection, endpoint.table, endpoint.stamped([found]))
     assert installation.rows(ohlcv) == [bar()]
     assert installation.rows(records) == [{"source": "shop", **row}]
     assert installation.rows(asana_tasks) == [task]
