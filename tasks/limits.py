@@ -129,13 +129,13 @@ def forced_until(view: CircuitView, now: datetime) -> datetime | None:
 
 
 def wave_weight(endpoint: Endpoint, seconds: float, *, hosts: int, slots: int) -> float:
-    """How much weight the limits of an endpoint admit in `seconds`; without limits twice the worker slots."""
+    """How much weight the limits of an endpoint admit in `seconds`; without limits, what the slots do."""
     rooms = [
         _room(limit, _weight_max(endpoint, limit), seconds) * (hosts if limit.per == "ip" else 1)
         for limit in (*endpoint.api.limits, *endpoint.limits)
         if limit.per in {"api", "ip", "endpoint", "account"}
     ]
-    return min(rooms, default=2.0 * max(slots, 1) * endpoint.weight_max)
+    return min(rooms, default=max(slots, 1) * endpoint.weight_max * seconds / TYPICAL_CALL_S)
 
 
 def _room(limit: Limit, weight: float, seconds: float) -> float:

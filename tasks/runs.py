@@ -15,7 +15,7 @@ from typing import Any
 from celery import chord, shared_task
 from celery.utils import uuid
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Connection, RowMapping, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 PRIORITY = {RunKind.ADHOC: 20, RunKind.SCHEDULED: 10, RunKind.BACKFILL: 0}
 CHUNK = 2000  # unit rows in one transaction: short enough that other writers hardly wait
 WAVES_AT_ONCE = 2
+# With two waves at most, a tiny one would keep the next from being launched before the first is through.
+LEAST_WAVE = 1 / 3
 OPEN = (UnitState.WAITING, UnitState.SENT, UnitState.RUNNING)
 IN_FLIGHT = (UnitState.SENT, UnitState.RUNNING)
 
@@ -342,12 +344,13 @@ def _pick(
             if _refuses(view):
                 continue
             api = endpoint.api.name
-            room = wave_weight(endpoint, settings.wave_s, hosts=max(hosts, 1), slots=slots) - used.get(
-                api, 0.0
-            )
+            full = wave_weight(endpoint, settings.wave_s, hosts=max(hosts, 1), slots=slots)
+            room = full - used.get(api, 0.0)
             count = min(int(room / endpoint.weight_max), settings.wave_max - len(rows))
             if view is not None and view.state == CircuitState.HALF_OPEN:
-                count = min(count, view.free_permits)
+                count = min(count, view.free_permits - int(used.get(api, 0.0) / endpoint.weight_max))
+            elif room < full * LEAST_WAVE and _more_due(connection, run["id"], endpoint.full_name, count):
+                continue
             taken = _mark_sent(connection, run["id"], endpoint.full_name, wave, count)
             used[api] = used.get(api, 0.0) + len(taken) * endpoint.weight_max
             rows.extend(taken)
@@ -386,22 +389,26 @@ def _weight_in_flight(connection: Connection, lane: str) -> dict[str, float]:
     return used
 
 
+def _due(run: int, endpoint: str) -> Select[tuple[int]]:
+    return select(units.c.n).where(
+        units.c.run == run,
+        units.c.state == UnitState.WAITING,
+        units.c.endpoint == endpoint,
+        units.c.not_before <= db_now(),
+        units.c.deliveries < get_settings().deliveries_max,
+        units.c.alone.is_(False),
+    )
+
+
+def _more_due(connection: Connection, run: int, endpoint: str, count: int) -> bool:
+    beyond = _due(run, endpoint).limit(1).offset(max(count, 0))
+    return connection.execute(beyond).first() is not None
+
+
 def _mark_sent(connection: Connection, run: int, endpoint: str, wave: int, count: int) -> list[RowMapping]:
     if count < 1:
         return []
-    due = (
-        select(units.c.n)
-        .where(
-            units.c.run == run,
-            units.c.state == UnitState.WAITING,
-            units.c.endpoint == endpoint,
-            units.c.not_before <= db_now(),
-            units.c.deliveries < get_settings().deliveries_max,
-            units.c.alone.is_(False),
-        )
-        .order_by(units.c.n)
-        .limit(count)
-    )
+    due = _due(run, endpoint).order_by(units.c.n).limit(count)
     return list(
         connection.execute(
             update(units)
