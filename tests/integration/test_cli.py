@@ -1,0 +1,298 @@
+"""The command line on a real database and a real Redis."""
+
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+import redis
+from click.testing import CliRunner
+from sqlalchemy import update
+
+from tasks import heartbeat, reads, runs, store
+from tasks.models import units
+from workers import cli
+
+DATABASES = ("sqlite",)  # what is read is tested on both in test_reads.py
+HEAVY = {"celery", "kombu", "sqlalchemy", "redis", "requests", "rich", "pydantic", "alembic", "flower"}
+
+
+def penstock(*words):
+    return CliRunner().invoke(cli.main, words)
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """An installation with nothing in it."""
+    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def fleet_answers(inbox, monkeypatch):
+    """Call it with outcomes: they are what a run's units come to, as soon as it is asked for."""
+
+    def answer(*outcomes):
+        def finish(numbers):
+            for number in numbers:
+                runs.plan(run=number)
+                with store.writing() as connection:
+                    for n, outcome in enumerate(outcomes):
+                        connection.execute(
+                            update(units)
+                            .where(units.c.run == number, units.c.n == n)
+                            .values(state="done", outcome=outcome, reason="test")
+                        )
+                runs.close(number)
+
+        monkeypatch.setattr(cli, "_start", finish)
+
+    return answer
+
+
+def test_help_needs_no_library():
+    """It answers at once because nothing is imported for it."""
+    code = f"import sys, workers.cli; print(sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs"],
+        ["show", "1"],
+        ["cancel", "1"],
+        ["run", "binance"],
+        ["backfill", "binance.klines", "--start", "2026-01-01", "--end", "2026-01-02"],
+        ["worker"],
+        ["worker", "--ctl"],
+    ],
+)
+def test_no_database_is_said_and_none_is_made(bare, words):
+    """Looking must not leave an empty file behind."""
+    result = penstock(*words)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "run `penstock db upgrade`" in result.stderr
+    assert not bare.exists()
+
+
+def test_a_database_that_was_not_migrated_is_said(bare):
+    """With the command that does it."""
+    bare.mkdir()
+    (bare / "penstock.db").touch()
+    result = penstock("runs")
+    assert result.exit_code == 2
+    assert "is empty: run `penstock db upgrade`" in result.stderr
+
+
+def test_upgrade_makes_the_database_and_may_be_repeated(bare):
+    """The second time nothing happens."""
+    first, second = penstock("db", "upgrade"), penstock("db", "upgrade")
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.stdout == second.stdout
+    assert "has schema" in first.stdout
+    assert penstock("runs").stdout == "There is no run yet: `penstock run NAME` makes one.\n"
+
+
+@pytest.mark.parametrize("words", [["worker"], ["worker", "--ctl"], ["beat"]])
+def test_no_redis_is_said(installation, monkeypatch, words):
+    """Nothing is started without it."""
+    monkeypatch.delenv("PENSTOCK_REDIS_URL")
+    installation.forget()
+    result = penstock(*words)
+    assert result.exit_code == 2
+    assert "no Redis is known: start `penstock up`" in result.stderr
+
+
+def test_a_redis_that_evicts_is_refused(installation, redis_url):
+    """It would lose messages."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", "512mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            result = penstock("worker")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "0")
+    assert result.exit_code == 2
+    assert "set maxmemory-policy to noeviction" in result.stderr
+
+
+def test_a_broker_that_is_away_is_said(installation):
+    """Even if Redis, which keeps the shared state, is there."""
+    installation.configure(PENSTOCK_BROKER_URL="redis://127.0.0.1:1/0")
+    result = penstock("worker")
+    assert result.exit_code == 2
+    assert "127.0.0.1:1/0 does not answer" in result.stderr
+    assert "set PENSTOCK_BROKER_URL" in result.stderr
+
+
+@pytest.mark.parametrize("url", [None, "redis://127.0.0.1:1/0"])
+def test_a_run_is_stored_while_redis_is_away(installation, monkeypatch, url):
+    """Known or not: the run is in SQL, starts when Redis is back, and the command says so."""
+    monkeypatch.delenv("PENSTOCK_REDIS_URL") if url is None else monkeypatch.setenv("PENSTOCK_REDIS_URL", url)
+    installation.forget()
+    began_s = time.monotonic()
+    result = penstock("run", "binance.klines", "--symbols", "BTCUSDT,ETHUSDT", "--detach")
+    assert time.monotonic() - began_s < 20
+    assert result.exit_code == 0, result.stderr
+    assert "run 1 is stored and starts when Redis is back" in result.stderr
+    (run,) = reads.latest_runs()
+    assert (run.state, run.kind, run.on_open, run.endpoints) == (
+        "planning",
+        "adhoc",
+        "park",
+        ["binance.klines"],
+    )
+
+
+def test_a_run_says_when_nobody_would_plan_it(installation, inbox):
+    """The message waits in Redis until a ctl worker is there."""
+    result = penstock("run", "binance", "--detach")
+    assert result.exit_code == 0
+    assert "none is alive; start `penstock up`, or `penstock worker --ctl`" in result.stderr
+    assert inbox.length("ctl") == 1
+
+
+def test_a_run_says_when_nobody_would_collect_it(installation, inbox):
+    """A ctl worker alone collects nothing."""
+    heartbeat.beat("ctl", 1)
+    assert "no worker is alive that collects" in penstock("run", "binance", "--detach").stderr
+    heartbeat.beat("units", 1)
+
+
+def test_several_collectors_make_a_run_each(installation, inbox):
+    """So that an open circuit of one does not hold the other's result."""
+    result = penstock("run", "binance", "coinbase", "--detach", "--json")
+    made = json.loads(result.stdout)
+    assert [(run["run"], run["collector_name"], run["state"]) for run in made] == [
+        (1, "binance", "planning"),
+        (2, "coinbase", "planning"),
+    ]
+    assert inbox.length("ctl") == 2
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "exit_code", "word"),
+    [
+        (["stored", "stored"], 0, "ok"),
+        (["empty", "empty"], 0, "empty"),
+        (["stored", "failed"], 1, "partial"),
+        (["failed", "failed"], 1, "failed"),
+        (["skipped", "skipped"], 1, "skipped"),
+    ],
+)
+def test_the_exit_status_is_the_outcome(fleet_answers, outcomes, exit_code, word):
+    """What a script asks for."""
+    fleet_answers(*outcomes)
+    result = penstock("run", "binance.klines")
+    assert result.exit_code == exit_code, result.stderr
+    assert word in result.stdout.splitlines()[1]
+    assert ("what failed: penstock show 1" in result.stdout) == ("failed" in outcomes)
+
+
+def test_the_result_as_json(fleet_answers):
+    """On stdout alone, with the fields of CollectionResult."""
+    fleet_answers("stored", "failed")
+    result = penstock("run", "binance.klines", "--json")
+    (run,) = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (run["outcome"], run["success_rate"], run["units_by_outcome"]) == (
+        "partial",
+        0.5,
+        {"stored": 1, "failed": 1},
+    )
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_run(installation, inbox, monkeypatch):
+    """It says how to look at the run, and with which status a shell ends then."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workers.progress.watch", interrupted)
+    result = penstock("run", "binance")
+    assert result.exit_code == 130
+    assert "it goes on without you; look at it with penstock show 1" in result.stderr
+    assert reads.latest_runs()[0].state == "planning"
+
+
+def test_a_backfill_is_stored_with_its_range(installation, inbox):
+    """UTC, and the end is not in it."""
+    words = ["--start", "2026-01-01", "--end", "2026-02-01T06:00", "--symbols", "BTCUSDT", "--detach"]
+    assert penstock("backfill", "binance.klines", *words).exit_code == 0
+    (run,) = reads.latest_runs()
+    assert (run.kind, run.lane, run.on_open) == ("backfill", "backfill", "park")
+    assert (run.start_at, run.end_at) == (
+        datetime(2026, 1, 1, tzinfo=UTC),
+        datetime(2026, 2, 1, 6, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "binance", "--symbols", "not/asymbol"],
+        ["run", "binance", "nothing"],
+        ["backfill", "binance.klines", "--start", "2026-01-01", "--end", "2999-01-01"],
+    ],
+)
+def test_what_is_refused_is_not_written(installation, words):
+    """Not even the part of it that was right."""
+    assert penstock(*words).exit_code == 2
+    assert reads.latest_runs() == []
+
+
+def test_runs_and_show_tell_of_a_run(fleet_answers):
+    """As tables and as JSON."""
+    fleet_answers("stored", "failed")
+    penstock("run", "binance.klines")
+    assert "binance.klines" in penstock("runs").stdout
+    assert [run["run"] for run in json.loads(penstock("runs", "--json").stdout)] == [1]
+    page = penstock("show", "1").stdout
+    assert "run 1: binance.klines (adhoc) partial" in page
+    assert "ETHUSDT" in page
+    facts = json.loads(penstock("show", "1", "--json").stdout)
+    assert [(error["symbol"], error["error"]) for error in facts["errors"]] == [("ETHUSDT", "test")]
+
+
+def test_a_run_that_is_not_there(installation):
+    """Says where to look."""
+    for command in ("show", "cancel"):
+        result = penstock(command, "404")
+        assert result.exit_code == 2
+        assert "there is no run 404; `penstock runs` lists them" in result.stderr
+
+
+def test_a_cancelled_run_ends(installation, inbox):
+    """Once; a second time there is nothing to end."""
+    penstock("run", "binance", "--detach")
+    runs.plan(run=1)
+    assert penstock("cancel", "1").exit_code == 0
+    (run,) = reads.latest_runs()
+    assert (run.state, run.outcome, run.units.by_outcome) == ("done", "cancelled", {"skipped": 2})
+    assert "has ended already (cancelled)" in penstock("cancel", "1").stderr
+
+
+def test_collectors_say_their_circuits(installation):
+    """Closed where nothing happened; unknown where Redis does not answer."""
+    facts = json.loads(penstock("collectors", "--json").stdout)
+    assert {each["endpoint"]: each["circuit"] for each in facts} == dict.fromkeys(
+        ("binance.klines", "coinbase.candles", "asana.tasks"), "closed"
+    )
+    installation.configure(PENSTOCK_REDIS_URL="redis://127.0.0.1:1/0")
+    result = penstock("collectors")
+    assert result.exit_code == 0
+    assert " ? " in result.stdout
+
+
+def test_secrets_are_not_shown(installation):
+    """Not in a sentence about the server that they belong to."""
+    installation.configure(PENSTOCK_REDIS_URL="redis://:geheim@127.0.0.1:1/0")
+    for words in (["worker"], ["run", "binance", "--detach"], ["collectors"]):
+        result = penstock(*words)
+        assert "geheim" not in result.output
