@@ -451,8 +451,9 @@ def _start(numbers: Sequence[int]) -> str | None:
     except ConfigurationError as error:
         return str(error)
     _app()
-    started = [runs.start(number) for number in numbers]
-    return None if all(started) else "it went away just now"
+    if all(runs.start(number) for number in numbers):
+        return None
+    return "it went away just now"
 
 
 def _of_symbols(order: "Order") -> str:

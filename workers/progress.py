@@ -19,6 +19,8 @@ from workers.tables import bar, circuit, console, count, duration, outcome, shar
 
 LOOK_S = 0.4
 PLAIN_S = 5.0
+CIRCUITS_S = 1.0
+CIRCUITS_AWAY_S = 10.0  # a Redis that does not answer may take seconds to say so
 SPEED_OVER_S = 5.0
 BESIDE_THE_BAR = 76  # columns that the other figures take
 
@@ -47,6 +49,8 @@ class Board:
     speeds: dict[int, Speed] = field(default_factory=dict)
     rates: dict[int, float] = field(default_factory=dict)
     note: str = ""
+    took_s: float = 0.0  # the last look at SQL
+    ask_circuits_s: float = 0.0  # when to ask Redis again
 
     def look(self, numbers: Sequence[int], now_s: float) -> bool:
         """Read everything again; true when all runs are done. A database that is away is waited for."""
@@ -55,10 +59,14 @@ class Board:
         except DatabaseError as error:
             self.note = f"waiting for the database: {error}"
             return False
+        self.took_s = time.monotonic() - now_s
         for run in self.runs:
             self.rates[run.id] = self.speeds.setdefault(run.id, Speed()).at(now_s, run.units.calls)
-        self.circuits = circuit_states(self.runs)
-        return bool(self.runs) and all(run.is_done for run in self.runs)
+        done = bool(self.runs) and all(run.is_done for run in self.runs)
+        if done or now_s >= self.ask_circuits_s:
+            self.circuits = circuit_states(self.runs)
+            self.ask_circuits_s = now_s + (CIRCUITS_S if self.circuits else CIRCUITS_AWAY_S)
+        return done
 
     def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         del screen
@@ -168,4 +176,4 @@ def _until_done(
         if done:
             return
         # A look at a very large run must not become a load of its own.
-        time.sleep(max(LOOK_S, 5 * (time.monotonic() - began_s)))
+        time.sleep(max(LOOK_S, 5 * board.took_s))
