@@ -10,7 +10,7 @@ from tasks.models import ohlcv
 pond = Api(
     "pond",
     os.environ["POND_URL"],
-    limits=[Limit(os.environ.get("POND_LIMIT", "600000/1m"), used="X-MBX-USED-WEIGHT-1M")],
+    limits=[Limit(os.environ.get("POND_LIMIT", "600000/1m"))],
 )
 
 
