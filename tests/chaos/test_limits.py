@@ -1,0 +1,46 @@
+"""A limit that a whole fleet shares is never exceeded, and used up when it is what holds the fleet back."""
+
+import pytest
+
+from resilience.policy import Limit
+from tests.chaos.fleet import Fleet, report
+from tests.chaos.test_chaos import launch
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+SYMBOLS = 900
+WEIGHT = 2
+SPEC = Limit("60/1s")
+
+
+def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
+    """Eight worker processes at full speed: nothing over the limit in any window, and hardly anything unused."""
+    for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL"):
+        monkeypatch.setenv(name, "")
+    with Fleet(
+        tmp_path, symbols=SYMBOLS, workers=2, concurrency=4, environment={"POND_LIMIT": SPEC.spec}, latency_ms=20
+    ) as fleet:
+        fleet.upstream.control("binance", limits={"amount": SPEC.amount, "window_s": SPEC.window_s})
+        run = launch(SYMBOLS)
+        result, _ = fleet.wait_for_close(run)
+        stats = fleet.upstream.stats("binance")
+        arrivals = sorted(fleet.upstream.arrivals("binance"))
+    # From the second on, so that neither the start of the fleet nor the end of the work is counted.
+    first, last = arrivals[0] + 5, arrivals[-1] - 3
+    steady = [at for at in arrivals if first <= at < last]
+    ideal = SPEC.rate_for(WEIGHT) / WEIGHT * (last - first)
+    share = len(steady) / ideal
+    report(
+        "limit",
+        processes=8,
+        calls=len(arrivals),
+        over_the_limit=stats["limits"][0]["over_window"],
+        most_in_a_window=stats["max_in_window"],
+        limit=SPEC.amount,
+        calls_per_second=round(len(steady) / (last - first), 2),
+        share_of_limit_less_burst=round(share, 4),
+        waits=result["waits"],
+    )
+    assert result["successful_items"] == SYMBOLS
+    assert stats["limits"][0]["over_window"] == 0
+    assert stats["violations"] == 0
