@@ -1,16 +1,21 @@
-"""`penstock up`, whole: everything on one machine from one command, and nothing left of it."""
+"""`penstock up`, whole, with the declaration in the README: all of it from one command, and nothing left of it."""
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
-from tasks.models import workers
+from tasks.models import records, workers
 from tasks.runtime import Runtime, started
-from tests.acceptance.fleet import PENSTOCK, Fleet
+from tests.acceptance.fleet import PENSTOCK, ROOT, Fleet
+from tests.upstream import data
 
 
 def left_of(directory):
@@ -26,21 +31,46 @@ def left_of(directory):
     return [each for each in found if started(int(each[0])) is not None]
 
 
+def kept_hours(fleet):
+    """What the README's parse function makes of a bar, as JSON."""
+    return {
+        (row["data"]["symbol"], row["data"]["open_time"]): Decimal(str(row["data"]["close"]))
+        for row in fleet.rows(select(records))
+    }
+
+
+def served_hours(start, end):
+    return {
+        (symbol, datetime.fromtimestamp(row[0] / 1000, UTC).isoformat().replace("+00:00", "Z")): Decimal(
+            row[4]
+        )
+        for symbol in ("BTCUSDT", "ETHUSDT")
+        for row in data.klines(symbol, int(start.timestamp() * 1000), int(end.timestamp() * 1000), 3_600_000)
+    }
+
+
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -9)])
-def test_up_runs_and_leaves_nothing(tmp_path, configuration, redis_server, how, status):
+def test_up_runs_and_leaves_nothing(tmp_path, upstream, redis_server, how, status):
     """A command from another directory finds it and collects; a Ctrl-C ends it all, and so does a kill."""
     del redis_server
     fleet = Fleet(tmp_path, redis_url="", database_url=f"sqlite:///{tmp_path / 'penstock.db'}")
     del fleet.env["PENSTOCK_REDIS_URL"], fleet.env["PENSTOCK_DATABASE_URL"]
-    fleet.configure({name: table for name, table in configuration.items() if name.startswith("binance")})
+    (declaration,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "prices.py").write_text(declaration)
+    fleet.env["PENSTOCK_COLLECTORS"] = "prices:market"
+    fleet.configure({"market": {"base_url": upstream.base("binance")}})
     with fleet.log("up").open("wb") as output:
         up = subprocess.Popen((*PENSTOCK, "up"), cwd=tmp_path, env=fleet.env, stdout=output, stderr=output)
     try:
         fleet.processes["up"] = up
         fleet.wait_for(lambda: Runtime.read(tmp_path), "the runtime file")
         fleet.wait_for(lambda: {"units", "ctl", "alone"} <= set(fleet.column(workers.c.kind)), "the workers")
-        result = fleet.collect("run", "binance.klines", "--symbols", "BTCUSDT")
-        assert (result["outcome"], result["records"]) == ("ok", 1000)
+        result = fleet.collect("run", "market")
+        assert (result["outcome"], result["records"]) == ("ok", 2 * 500)
+        end = fleet.windows(result["run"])["BTCUSDT"][1]
+        assert kept_hours(fleet) == served_hours(end - timedelta(hours=500), end)
         assert len(left_of(tmp_path)) >= 6  # up, Redis, worker, ctl, alone, beat, and the children of pools
         up.send_signal(how)
         assert up.wait(40) == status
