@@ -9,6 +9,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
+from resilience.store import keys
+
 DAY_US = 86_400_000_000
 LATE_US = (
     1_000_000  # a ticket this late, or this near to the end of the queue, is booked anew if there is no room
@@ -61,6 +63,11 @@ class CircuitSpec:
     lease_us: int
     step_us: int
 
+    @cached_property
+    def key(self) -> str:
+        """Where the circuit is kept."""
+        return keys.circuit(self.api, self.name)
+
 
 @dataclass(frozen=True, eq=False)
 class RateSpec:
@@ -80,6 +87,16 @@ class RateSpec:
     window_us: int
     reported: bool
 
+    @cached_property
+    def key(self) -> str:
+        """Where the bucket is kept."""
+        return keys.bucket(self.api, self.name, self.sharer)
+
+    @cached_property
+    def gate(self) -> str:
+        """Where the sharer's gate is kept."""
+        return keys.gate(self.api, self.sharer)
+
 
 @dataclass(frozen=True, eq=False)
 class SeatSpec:
@@ -90,6 +107,11 @@ class SeatSpec:
     sharer: str
     seats: int
     lease_us: int
+
+    @cached_property
+    def key(self) -> str:
+        """Where the seats are kept."""
+        return keys.seats(self.api, self.name, self.sharer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +128,11 @@ class Route:
         """Whom a 429 silences: every sharer of a limit; where there is no limit, the API."""
         sharers = [spec.sharer for spec in self.rates] + [spec.sharer for spec in self.seats]
         return tuple(dict.fromkeys(sharers)) or ("api",)
+
+    @cached_property
+    def gate_keys(self) -> tuple[str, ...]:
+        """Where these gates are kept."""
+        return tuple(keys.gate(self.api, sharer) for sharer in self.gates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,6 @@ from resilience.store import (
     Request,
     Route,
     SeatSpec,
-    keys,
 )
 
 
@@ -128,12 +127,14 @@ class _Circuit:
         return None
 
     def _count(self, spec: CircuitSpec, *, failed: bool, now: int) -> tuple[int, int]:
-        """Calls and failures of the window; slices are reused in a ring."""
+        """Count a call; after a failure, say how many the window holds. Slices are reused in a ring."""
         tick = now // (spec.window_us // SLICES)
         kept, calls, failures = self.slices.get(tick % SLICES, (tick, 0, 0))
         if kept != tick:
             calls = failures = 0
         self.slices[tick % SLICES] = (tick, calls + 1, failures + failed)
+        if not failed:
+            return 0, 0
         recent = [slice_ for slice_ in self.slices.values() if slice_[0] > tick - SLICES]
         return sum(slice_[1] for slice_ in recent), sum(slice_[2] for slice_ in recent)
 
@@ -221,7 +222,7 @@ class MemoryStore:
             for seat in route.seats:
                 self._taken(seat).pop(id_, None)
             for rate, slot, cost in zip(route.rates, grant.slots, grant.costs, strict=True):
-                bucket = self._buckets.get(keys.bucket(rate.api, rate.name, rate.sharer))
+                bucket = self._buckets.get(rate.key)
                 if bucket and bucket.started_us == slot[0]:
                     bucket.started_us -= cost
                     if bucket.booked_us == slot[1]:
@@ -253,15 +254,13 @@ class MemoryStore:
                 self._since.setdefault(api, 1)
 
     def _circuit(self, spec: CircuitSpec) -> _Circuit:
-        key = keys.circuit(spec.api, spec.name)
-        return self._circuits.get(key) or self._circuits.setdefault(key, _Circuit())
+        return self._circuits.get(spec.key) or self._circuits.setdefault(spec.key, _Circuit())
 
-    def _gate(self, api: str, sharer: str) -> _Gate:
-        key = keys.gate(api, sharer)
+    def _gate(self, key: str) -> _Gate:
         return self._gates.get(key) or self._gates.setdefault(key, _Gate())
 
     def _taken(self, spec: SeatSpec) -> dict[str, int]:
-        return self._seats.setdefault(keys.seats(spec.api, spec.name, spec.sharer), {})
+        return self._seats.setdefault(spec.key, {})
 
     @staticmethod
     def _read(circuit: _Circuit, spec: CircuitSpec, now: int) -> Reading:
@@ -275,7 +274,6 @@ class MemoryStore:
 
     def _admit(self, request: Request, now: int) -> Answer:
         route, changes = request.route, []
-        since = self._since.setdefault(route.api, now) if route.rates or route.seats else 0
         circuits = [self._circuit(spec) for spec in route.circuits]
         for index, circuit in enumerate(circuits):
             if change := circuit.wake(now, index):
@@ -284,15 +282,16 @@ class MemoryStore:
             self._denial(route, circuits, now)
             or self._permit_delay(request, circuits, now)
             or self._gate_delay(route, now)
-            or self._seat_delay(request, since, now)
-            or self._rates(request, circuits, since, now)
+            or self._seat_delay(request, now)
+            or self._rates(request, circuits, now)
         )
         return replace(answer, changes=tuple(changes)) if changes else answer
 
-    def _rates(self, request: Request, circuits: list[_Circuit], since: int, now: int) -> Delay | Grant:
-        specs = request.route.circuits
-        slowdown = max((c.slowdown(spec, now) for c, spec in zip(circuits, specs, strict=True)), default=1)
-        needs = self._needs(request, slowdown, since, now)
+    def _rates(self, request: Request, circuits: list[_Circuit], now: int) -> Delay | Grant:
+        slowdown = 1
+        for circuit, spec in zip(circuits, request.route.circuits, strict=True):
+            slowdown = max(slowdown, circuit.slowdown(spec, now))
+        needs = self._needs(request, slowdown, now)
         return self._rate_delay(request, needs, now) or self._start(request, circuits, needs, now)
 
     @staticmethod
@@ -311,14 +310,15 @@ class MemoryStore:
         return None
 
     def _gate_delay(self, route: Route, now: int) -> Delay | None:
-        for sharer in route.gates:
-            until = self._gate(route.api, sharer).until_us
+        for sharer, key in zip(route.gates, route.gate_keys, strict=True):
+            until = self._gate(key).until_us
             if now < until:
                 return Delay(until - now, None, "gate", sharer)
         return None
 
-    def _seat_delay(self, request: Request, since: int, now: int) -> Delay | None:
+    def _seat_delay(self, request: Request, now: int) -> Delay | None:
         for spec in request.route.seats:
+            since = self._since.setdefault(spec.api, now)
             if now < since + spec.lease_us:
                 return Delay(since + spec.lease_us - now, request.ticket, "seats", spec.name)
             taken = self._taken(spec)
@@ -328,15 +328,15 @@ class MemoryStore:
                 return Delay(SEAT_WAIT_US, request.ticket, "seats", spec.name)
         return None
 
-    def _needs(self, request: Request, slowdown: int, since: int, now: int) -> list[_Need]:
+    def _needs(self, request: Request, slowdown: int, now: int) -> list[_Need]:
         """How long each rate limit makes this call wait."""
-        slots = self._slots(request, now) if request.live else {}
+        slots = self._slots(request, now) if request.live and request.ticket else {}
         needs = []
         for spec in request.route.rates:
-            bucket = self._bucket(spec, since)
+            bucket = self._bucket(spec, now)
             cost = cost_of(spec, request.weight) * slowdown
             room = max(spec.burst_us, cost)
-            need = _Need(spec, bucket, cost, room, slots.get(bucket_name(spec)))
+            need = _Need(spec, bucket, cost, room, slots.get(spec.key))
             if need.slot is not None:
                 self._wait_of_ticket(need, now)
             else:
@@ -351,8 +351,8 @@ class MemoryStore:
 
     def _slots(self, request: Request, now: int) -> dict[str, int]:
         """The slots of a ticket, unless it is unknown or a gate has closed since."""
-        ticket = self._tickets.get(request.ticket or "")
-        closed = max(self._gate(request.route.api, sharer).closed_us for sharer in request.route.gates)
+        ticket = self._tickets.get(request.ticket) if request.ticket else None
+        closed = max(self._gate(key).closed_us for key in request.route.gate_keys)
         if ticket is None or ticket.end_us <= now or ticket.issued_us <= closed:
             return {}
         return ticket.slots
@@ -371,12 +371,13 @@ class MemoryStore:
         if need.wait_us > 0 and need.late and (late_us > LATE_US or to_the_end <= LATE_US):
             need.slot, need.wait_us = None, to_the_end
 
-    def _bucket(self, spec: RateSpec, since: int) -> _Bucket:
+    def _bucket(self, spec: RateSpec, now: int) -> _Bucket:
         """A bucket found missing was empty when the store began to know; a gate leaves one empty."""
-        empty = since + spec.burst_us
-        key = keys.bucket(spec.api, spec.name, spec.sharer)
-        bucket = self._buckets.setdefault(key, _Bucket(empty, empty + spec.slack_us))
-        gate = self._gate(spec.api, spec.sharer)
+        bucket = self._buckets.get(spec.key)
+        if bucket is None:
+            empty = self._since.setdefault(spec.api, now) + spec.burst_us
+            bucket = self._buckets[spec.key] = _Bucket(empty, empty + spec.slack_us)
+        gate = self._gate(spec.gate)
         if gate.closed_us > bucket.gate_us:
             bucket.gate_us = gate.closed_us
             bucket.started_us = max(bucket.started_us, gate.until_us + spec.burst_us + spec.slack_us)
@@ -398,7 +399,7 @@ class MemoryStore:
         bucket.booked_us = max(bucket.booked_us, now) + need.cost
         slots = self._slots(request, now)
         slot = now + need.wait_us
-        ticket = _Ticket(now, slot + TICKET_KEPT_US, {**slots, bucket_name(need.spec): slot})
+        ticket = _Ticket(now, slot + TICKET_KEPT_US, {**slots, need.spec.key: slot})
         self._tickets[request.ticket or request.id] = ticket
         if len(self._tickets) % 1000 == 0:
             self._tickets = {id_: kept for id_, kept in self._tickets.items() if kept.end_us > now}
@@ -439,8 +440,8 @@ class MemoryStore:
                 changes.append(change)
         for seat in request.route.seats:
             self._taken(seat).pop(request.id, None)
-        for sharer in request.route.gates:
-            self._hear(report, self._gate(request.route.api, sharer), now)
+        for key in request.route.gate_keys:
+            self._hear(report, self._gate(key), now)
         self._correct(report, now)
         return tuple(changes)
 
@@ -480,18 +481,13 @@ class MemoryStore:
         if report.remaining is None:
             return
         spec = next((spec for spec in report.grant.request.route.rates if spec.reported), None)
-        bucket = spec and self._buckets.get(keys.bucket(spec.api, spec.name, spec.sharer))
+        bucket = spec and self._buckets.get(spec.key)
         if not spec or not bucket:
             return
         used_up = now + used_up_in(spec, report.remaining, report.reset_us)
         if used_up > max(bucket.started_us, now):
             bucket.started_us = used_up
             bucket.booked_us = max(bucket.booked_us, used_up - spec.slack_us)
-
-
-def bucket_name(spec: RateSpec) -> str:
-    """How a ticket names the bucket of one of its slots."""
-    return f"{spec.name}:{spec.sharer}"
 
 
 def cost_of(spec: RateSpec, weight: float) -> int:

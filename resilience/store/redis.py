@@ -24,6 +24,7 @@ from resilience import store
 from resilience.errors import StoreUnavailableError
 from resilience.store import (
     DAY_US,
+    SLICES,
     Answer,
     Change,
     CircuitSpec,
@@ -31,6 +32,7 @@ from resilience.store import (
     Delay,
     Denial,
     Grant,
+    RateSpec,
     Reading,
     Report,
     Request,
@@ -53,9 +55,29 @@ _DAY_MS = DAY_US // 1000
 _STATES = {state.value.encode(): state for state in CircuitState}
 
 
+class _Packed(NamedTuple):
+    """Arguments of a command as they go over the wire, and how many they are."""
+
+    size: int
+    data: bytes
+
+    def and_(self, *others: "_Packed") -> "_Packed":
+        packed = (self, *others)
+        return _Packed(sum(one.size for one in packed), b"".join([one.data for one in packed]))
+
+
+def _pack(*values: str | float) -> _Packed:
+    encoded = [str(value).encode() for value in values]
+    return _Packed(len(values), b"".join([b"$%d\r\n%b\r\n" % (len(value), value) for value in encoded]))
+
+
+def _flat(*values: Iterable[str | float]) -> _Packed:
+    return _pack(*[value for several in values for value in several])
+
+
 class _Script(NamedTuple):
-    source: str
-    sha: str
+    by_sha: _Packed
+    by_source: _Packed
 
 
 def _compose(parts: Sequence[str], call: str) -> _Script:
@@ -65,7 +87,8 @@ def _compose(parts: Sequence[str], call: str) -> _Script:
     folder = files("resilience.store") / "lua"
     bodies = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts]
     source = "\n".join([*constants, *bodies, call])
-    return _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return _Script(_pack("EVALSHA", sha), _pack("EVAL", source))
 
 
 _ADMIT = _compose(("wire", "circuit", "bucket", "admit"), "return admit()")
@@ -77,38 +100,39 @@ _RELEASE = _compose(("wire", "release"), "return release()")
 _MOVE = _compose(("wire", "circuit", "move"), "return move()")
 _VIEW = _compose(("wire", "circuit", "view"), "return view()")
 
+_NO_BUCKET = _pack(0)
+_WEIGHTS_KEPT = 64
+
 
 class _Wire:
-    """What of a route's keys and arguments never changes."""
+    """What of a route's keys and arguments never changes, packed once."""
 
     def __init__(self, route: Route) -> None:
-        api = route.api
-        self.since = keys.since(api)
-        self.permits = [keys.permits(api, spec.name) for spec in route.circuits]
-        self.circuits = [
-            key
-            for spec in route.circuits
-            for key in (keys.circuit(api, spec.name), keys.permits(api, spec.name))
-        ]
-        self.gates = [keys.gate(api, sharer) for sharer in route.gates]
-        self.seats = [keys.seats(api, spec.name, spec.sharer) for spec in route.seats]
-        self.buckets = [keys.bucket(api, spec.name, spec.sharer) for spec in route.rates]
-        self.admit_keys = [self.since, *self.circuits, *self.gates, *self.seats, *self.buckets]
-        self.policies = [_policy(spec) for spec in route.circuits]
-        self.bucket_args = [
-            (route.gates.index(spec.sharer) + 1, spec.burst_us, spec.share, _ttl_ms(spec.window_us))
-            for spec in route.rates
-        ]
+        self.route = route
+        circuits, seats = route.circuits, [spec.key for spec in route.seats]
+        self.buckets = [spec.key for spec in route.rates]
+        shared = [*_circuit_keys(circuits), *route.gate_keys, *seats]
+        self.admit_keys = _pack(keys.since(route.api), *shared, *self.buckets)
+        self.settle_keys = _pack(*shared)
+        self.policies = _flat((len(circuits),), *map(_policy, circuits))
+        self.seats = _flat(
+            (len(route.gates), len(seats)), *((spec.seats, spec.lease_us) for spec in route.seats)
+        )
+        self.sizes = _pack(len(route.gates), len(seats))
         longest_us = max((spec.window_us for spec in route.rates), default=0)
-        self.since_ttl_ms = max(8 * _DAY_MS, 2 * longest_us // 1000)
-        self.before_buckets: list[Any] = [
-            len(route.circuits),
-            *(n for policy in self.policies for n in policy),
-        ]
-        self.before_buckets += [len(self.gates), len(self.seats)]
-        self.before_buckets += [n for spec in route.seats for n in (spec.seats, spec.lease_us)]
-        self.before_buckets.append(len(self.buckets))
-        self.reported = next((i for i, spec in enumerate(route.rates) if spec.reported), None)
+        self.since_ttl = _pack(max(8 * _DAY_MS, 2 * longest_us // 1000))
+        self.reported = next((spec for spec in route.rates if spec.reported), None)
+        self._weights: dict[float, _Packed] = {}
+
+    def rates(self, weight: float) -> _Packed:
+        """The buckets' arguments for a call of this weight."""
+        if weight not in self._weights:
+            if len(self._weights) >= _WEIGHTS_KEPT:
+                self._weights.clear()
+            self._weights[weight] = _flat(
+                (len(self.buckets),), *(_bucket(self.route, spec, weight) for spec in self.route.rates)
+            )
+        return self._weights[weight]
 
 
 class RedisStore:
@@ -135,8 +159,7 @@ class RedisStore:
     def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
         wire = self._wire(request.route)
-        reply = self._run(_ADMIT, _admit_keys(wire, request), _admit_args(wire, request))
-        return _answer(request, reply)
+        return _answer(request, self._run(_ADMIT, _admit_keys(wire, request), _admit_args(wire, request)))
 
     def settle(self, report: Report) -> tuple[Change, ...]:
         """See `Store.settle`."""
@@ -148,17 +171,20 @@ class RedisStore:
         before, after = self._wire(report.grant.request.route), self._wire(request.route)
         settled, admitted = self._run(
             _SETTLE_AND_ADMIT,
-            [*_settle_keys(before, report), *_admit_keys(after, request)],
-            [*_settle_args(before, report), *_admit_args(after, request)],
+            _settle_keys(before, report).and_(_admit_keys(after, request)),
+            _settle_args(before, report).and_(_admit_args(after, request)),
         )
         return _changes(*settled), _answer(request, admitted)
 
     def release(self, grant: Grant) -> None:
         """See `Store.release`."""
-        wire = self._wire(grant.request.route)
-        sets = [*wire.permits, *wire.seats]
-        slots = [n for slot, cost in zip(grant.slots, grant.costs, strict=True) for n in (*slot, cost)]
-        self._run(_RELEASE, [*sets, *wire.buckets], [grant.request.id, len(sets), len(wire.buckets), *slots])
+        route = grant.request.route
+        sets = [keys.permits(spec.api, spec.name) for spec in route.circuits]
+        sets += [spec.key for spec in route.seats]
+        buckets = [spec.key for spec in route.rates]
+        slots = [(*slot, cost) for slot, cost in zip(grant.slots, grant.costs, strict=True)]
+        args = _flat((grant.request.id, len(sets), len(buckets)), *slots)
+        self._run(_RELEASE, _pack(*sets, *buckets), args)
 
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
         """See `Store.circuits`."""
@@ -167,22 +193,24 @@ class RedisStore:
             by_api.setdefault(spec.api, []).append(index)
         readings: dict[int, Reading] = {}
         for indexes in by_api.values():
-            names = [specs[i] for i in indexes]
-            args = [len(names), *(n for spec in names for n in _policy(spec))]
-            for index, seen in zip(indexes, self._run(_VIEW, _circuit_keys(names), args), strict=True):
+            asked = [specs[i] for i in indexes]
+            args = _flat((len(asked),), *map(_policy, asked))
+            for index, seen in zip(
+                indexes, self._run(_VIEW, _pack(*_circuit_keys(asked)), args), strict=True
+            ):
                 readings[index] = Reading(_STATES[seen[0]], *seen[1:])
         return [readings[i] for i in range(len(specs))]
 
     def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
         """See `Store.move`."""
-        reply = self._run(_MOVE, _circuit_keys([spec]), [*_policy(spec), state.value, until_us])
+        reply = self._run(_MOVE, _pack(*_circuit_keys([spec])), _flat(_policy(spec), (state.value, until_us)))
         change = _changes(*reply)[0]
         return change if change.old is not change.new else None
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""
         for api in apis:
-            self._command("SET", keys.since(api), 1, "NX", "PX", 8 * _DAY_MS)
+            self._command(_pack("SET", keys.since(api), 1, "NX", "PX", 8 * _DAY_MS))
 
     def close(self) -> None:
         """Drop the connections; the next question opens one again."""
@@ -195,14 +223,16 @@ class RedisStore:
             wire = self._wires[route] = _Wire(route)
         return wire
 
-    def _run(self, script: _Script, names: Sequence[str], args: Sequence[Any]) -> Any:
-        now = "" if self._now_us is None else self._now_us()
+    def _run(self, script: _Script, names: _Packed, args: _Packed) -> Any:
+        now = _pack("" if self._now_us is None else self._now_us())
+        rest = (_pack(names.size), names, now, args)
         try:
-            return self._command("EVALSHA", script.sha, len(names), *names, now, *args)
+            return self._command(script.by_sha.and_(*rest))
         except NoScriptError:
-            return self._command("EVAL", script.source, len(names), *names, now, *args)
+            return self._command(script.by_source.and_(*rest))
 
-    def _command(self, *command: Any) -> Any:
+    def _command(self, packed: _Packed) -> Any:
+        command = [b"*%d\r\n" % packed.size + packed.data]
         try:
             try:
                 return self._ask(self._connection(), command)
@@ -225,73 +255,64 @@ class RedisStore:
         except IndexError:
             return self._pool.make_connection()
 
-    def _ask(self, connection: Any, command: Sequence[Any]) -> Any:
-        connection.send_command(*command)
+    def _ask(self, connection: Any, command: list[bytes]) -> Any:
+        connection.send_packed_command(command)
         try:
             return connection.read_response()
         finally:
             self._idle.append(connection)
 
 
-def _policy(spec: CircuitSpec) -> tuple[Any, ...]:
-    return (
-        spec.failures,
-        spec.rate,
-        spec.window_us,
-        spec.min_calls,
-        spec.open_us,
-        spec.growth,
-        spec.open_max_us,
-        spec.probes,
-        spec.successes,
-        spec.lease_us,
-        spec.step_us,
+def _policy(spec: CircuitSpec) -> tuple[int, str]:
+    """Whether and how the failure rate is counted, and the rest as one string (circuit.lua)."""
+    terms = (
+        *(spec.failures, spec.rate, spec.min_calls, spec.open_us, spec.growth, spec.open_max_us),
+        *(spec.probes, spec.successes, spec.lease_us, spec.step_us),
     )
+    return spec.window_us // SLICES if spec.rate else 0, " ".join(map(str, terms))
+
+
+def _bucket(route: Route, spec: RateSpec, weight: float) -> tuple[float, ...]:
+    gate = route.gates.index(spec.sharer) + 1
+    return gate, cost_of(spec, weight), spec.burst_us, spec.slack_us, spec.share, _ttl_ms(spec.window_us)
 
 
 def _circuit_keys(specs: Iterable[CircuitSpec]) -> list[str]:
-    return [
-        key
-        for spec in specs
-        for key in (keys.circuit(spec.api, spec.name), keys.permits(spec.api, spec.name))
-    ]
+    return [key for spec in specs for key in (spec.key, keys.permits(spec.api, spec.name))]
 
 
 def _ttl_ms(window_us: int) -> int:
     return max(_DAY_MS, math.ceil(window_us / 1000))
 
 
-def _admit_keys(wire: _Wire, request: Request) -> list[str]:
-    return [keys.ticket(request.route.api, request.ticket or request.id), *wire.admit_keys]
+def _admit_keys(wire: _Wire, request: Request) -> _Packed:
+    return _pack(keys.ticket(request.route.api, request.ticket or request.id)).and_(wire.admit_keys)
 
 
-def _admit_args(wire: _Wire, request: Request) -> list[Any]:
-    args = [request.id, int(request.ticket is not None), int(request.live), wire.since_ttl_ms]
-    args += wire.before_buckets
-    for spec, (gate, burst_us, share, ttl_ms) in zip(request.route.rates, wire.bucket_args, strict=True):
-        args += (gate, cost_of(spec, request.weight), burst_us, spec.slack_us, share, ttl_ms)
-    return args
+def _admit_args(wire: _Wire, request: Request) -> _Packed:
+    asked = _pack(request.id, int(request.ticket is not None), int(request.live))
+    return asked.and_(wire.since_ttl, wire.policies, wire.seats, wire.rates(request.weight))
 
 
-def _settle_keys(wire: _Wire, report: Report) -> list[str]:
-    names = [*wire.circuits, *wire.gates, *wire.seats]
-    if report.remaining is not None and wire.reported is not None:
-        names.append(wire.buckets[wire.reported])
-    return names
+def _settle_keys(wire: _Wire, report: Report) -> _Packed:
+    if report.remaining is None or wire.reported is None:
+        return wire.settle_keys
+    return wire.settle_keys.and_(_pack(wire.reported.key))
 
 
-def _settle_args(wire: _Wire, report: Report) -> list[Any]:
+def _settle_args(wire: _Wire, report: Report) -> _Packed:
     grant = report.grant
     retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
-    args = [grant.request.id, report.kind.value, grant.started_us, retry_after_us, len(wire.policies)]
-    for policy, era, permit in zip(wire.policies, grant.eras, grant.permits, strict=True):
-        args += (*policy, era, int(permit))
-    args += (len(wire.gates), len(wire.seats))
-    if report.remaining is None or wire.reported is None:
-        return [*args, 0]
-    spec = grant.request.route.rates[wire.reported]
+    told = _pack(grant.request.id, report.kind.value, grant.started_us, retry_after_us)
+    held = _pack(*[2 * era + permit for era, permit in zip(grant.eras, grant.permits, strict=True)])
+    return told.and_(wire.policies, held, wire.sizes, _quota(wire.reported, report))
+
+
+def _quota(spec: RateSpec | None, report: Report) -> _Packed:
+    if spec is None or report.remaining is None:
+        return _NO_BUCKET
     used_up_us = used_up_in(spec, report.remaining, report.reset_us)
-    return [*args, 1, used_up_us, spec.slack_us, _ttl_ms(spec.window_us)]
+    return _pack(1, used_up_us, spec.slack_us, _ttl_ms(spec.window_us))
 
 
 def _answer(request: Request, reply: list[Any]) -> Answer:

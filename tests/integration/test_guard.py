@@ -11,7 +11,7 @@ from resilience.headers import Quota
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Lane, Limit
 from resilience.store.memory import MemoryStore
-from resilience.store.redis import RedisStore
+from resilience.store.redis import RedisStore, _pack
 from tests.integration.conftest import SERVERS
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
@@ -797,7 +797,7 @@ def test_flush_does_not_double_the_rate(lost_world):
             if isinstance(lost_world.store, MemoryStore):
                 lost_world.guard = Guard(MemoryStore(now_us=lambda: lost_world.now_us))
             else:
-                lost_world.store._command("FLUSHALL")
+                lost_world.store._command(_pack("FLUSHALL"))
         if isinstance(lost_world.guard.admit(lost_world.ask(bucket, lane=Lane.BACKFILL)), Go):
             started.append(lost_world.now_us)
         lost_world.sleep(0.01 if step % 300 else 3)
@@ -861,9 +861,9 @@ def test_every_key_ends(each_redis_url):
     world.wait(limit("5/1m"))
     world.go(klines, bucket, seats, lane=Lane.BACKFILL)
     world.settle(lease, throttled(5))
-    names = world.store._command("KEYS", "*")
+    names = world.store._command(_pack("KEYS", "*"))
     assert {name.decode().split(":")[2] for name in names} == {
         *("circuit", "permits", "bucket", "seats", "gate", "ticket", "since")
     }
     assert all(name.startswith(b"penstock:{binance}:") for name in names)
-    assert all(0 < world.store._command("TTL", name) <= 8 * 86400 for name in names)
+    assert all(0 < world.store._command(_pack("TTL", name.decode())) <= 8 * 86400 for name in names)

@@ -3,8 +3,8 @@
 -- KEYS      ticket   hash: issued, end, and bucket key → slot; all µs
 --           since    string: since when all calls are known, µs
 --           circuit and permits for each circuit; each gate; each sorted set of seats; each bucket
--- ARGV      id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua);
---           number of gates; number of seats and for each: seats, lease_us; number of buckets and each (bucket.lua)
+-- ARGV      id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua); number of gates;
+--           number of sets of seats and for each: seats, lease_us; number of buckets and each (bucket.lua)
 -- returns   {"go", now, changes, slowdown, {era · 2 + permit, …}, {started, booked or 0, …}}
 --           {"wait", now, changes, wait_us, with_ticket, reason, index}
 --           {"refuse", now, changes, index, state, until_us, failures}
@@ -31,14 +31,9 @@ end
 
 -- Since when this store knows of every call: now, if it knows nothing yet.
 local function known_since(r)
-  if #r.seats + #r.buckets == 0 then return 0 end
-  local since = tonumber(redis.call("GET", r.since))
-  if since then
-    keep(r.since, r.since_ttl)
-    return since
-  end
-  redis.call("SET", r.since, string.format("%.0f", now), "PX", r.since_ttl)
-  return now
+  local since = tonumber(redis.call("GET", r.since)) or now
+  redis.call("SET", r.since, string.format("%.0f", since), "PX", r.since_ttl)
+  return since
 end
 
 local function wait(r, wait_us, with_ticket, reason, index)
@@ -48,7 +43,7 @@ end
 local function circuits_say(r)
   for _, c in ipairs(r.circuits) do
     if c.state == "open" or c.state == "forced_open" then
-      local till = c["until"] > 0 and c["until"] or now + c.policy.open
+      local till = c["until"] > 0 and c["until"] or now + policy(c).open
       return {"refuse", now, r.changes, c.index, c.state, till, c.failures}
     end
   end
@@ -65,8 +60,9 @@ local function gates_say(r)
   end
 end
 
-local function seats_say(r, since)
+local function seats_say(r)
   for i, seat in ipairs(r.seats) do
+    local since = known_since(r)
     if now < since + seat.lease then
       return wait(r, since + seat.lease - now, r.has_ticket, "seats", i - 1)
     end
@@ -115,11 +111,16 @@ local function book(r, b, wait_us)
   keep(r.ticket, math.ceil((wait_us + TICKET_KEPT_US) / 1000))
 end
 
-local function buckets_say(r, since)
+local function buckets_say(r)
   local slots, binding, longest = read_slots(r), nil, 0
   if r.live and r.has_ticket and not slots.issued then redis.call("DEL", r.ticket) end
   for _, b in ipairs(r.buckets) do
-    settle_bucket(b, since)
+    -- A bucket found missing was empty when the store began to know.
+    if b.missing then
+      local empty = known_since(r) + b.burst
+      b.booked, b.started = empty, empty + b.slack
+    end
+    heed_gate(b)
     local wait_us = wait_of(b, slots, r.live)
     if wait_us > longest then binding, longest = b, wait_us end
     if r.live and b.share < 1 then b.live, b.seen = now, true end
@@ -150,7 +151,7 @@ local function start(r)
     local permit = c.state == "half_open"
     if permit then
       redis.call("ZREMRANGEBYSCORE", c.permits, "-inf", now)
-      redis.call("ZADD", c.permits, now + c.policy.lease, r.id)
+      redis.call("ZADD", c.permits, now + policy(c).lease, r.id)
       keep(c.permits)
     end
     eras[i] = c.era * 2 + (permit and 1 or 0)
@@ -169,6 +170,5 @@ end
 
 local function admit()
   local r = read_request()
-  local since = known_since(r)
-  return circuits_say(r) or gates_say(r) or seats_say(r, since) or buckets_say(r, since) or start(r)
+  return circuits_say(r) or gates_say(r) or seats_say(r) or buckets_say(r) or start(r)
 end

@@ -14,9 +14,8 @@ local function read_bucket(index, gates, slow)
   return b
 end
 
--- A bucket found missing was empty when the store began to know; a gate leaves it empty at its end.
-local function settle_bucket(b, since)
-  if b.missing then b.booked, b.started = since + b.burst, since + b.burst + b.slack end
+-- A gate leaves the bucket empty at its end.
+local function heed_gate(b)
   if b.closing.closed > b.gate then
     b.gate = b.closing.closed
     b.started = math.max(b.started, b.closing["until"] + b.burst + b.slack)

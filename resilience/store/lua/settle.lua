@@ -1,36 +1,34 @@
 -- settle(): what a call's end says; gives back what the call held.
 --
--- KEYS      circuit and permits for each circuit; each gate (hash: closed, until, strikes); each sorted set of
---           seats; the bucket the server reported on, if any
--- ARGV      id, kind, started_us, retry_after_us (-1: none named); number of circuits and each (circuit.lua) with
---           era and permit (0/1); number of gates; number of seats; number of buckets and for it: how far from
---           now it is used up, slack_us and ttl_ms
+-- KEYS      circuit and permits for each circuit; each gate (hash: closed, until, strikes); each sorted set
+--           of seats; the bucket the server reported on, if any
+-- ARGV      id, kind, started_us, retry_after_us (-1: none named); number of circuits and each (circuit.lua);
+--           era · 2 + permit for each; number of gates; number of sets of seats; number of buckets (0 or 1) and
+--           for it: how far from now it is used up in µs, slack_us, ttl_ms
 -- returns   {now, changes}; changes: index, old, new, reason, … flat
 
 local function open(c, reason, changes)
   local recovering = c.state == "half_open" or slowdown(c) > 1
-  local grown = recovering and c.open > 0 and math.floor(c.open * c.policy.growth) or c.policy.open
-  c.open = math.min(grown, c.policy.open_max)
+  local grown = recovering and c.open > 0 and math.floor(c.open * policy(c).growth) or policy(c).open
+  c.open = math.min(grown, policy(c).open_max)
   c["until"] = now + c.open
   turn(c, "open", reason, changes)
 end
 
--- Calls and failures of the window; slices are reused in a ring.
+-- Count a call; after a failure, say how many the window holds. Slices are reused in a ring.
 local function count(c, failed)
-  local tick = math.floor(now / math.floor(c.policy.window / #RING))
-  local own, calls, failures = tick % #RING + 1, 0, 0
-  local kept = failed and redis.call("HMGET", c.key, unpack(RING)) or {}
-  if not failed then kept[own] = redis.call("HGET", c.key, RING[own]) end
-  for i = 1, #RING do
-    local t, n, f = string.match(kept[i] or "", "(%d+):(%d+):(%d+)")
-    t, n, f = tonumber(t) or 0, tonumber(n) or 0, tonumber(f) or 0
-    if i == own then
-      if t ~= tick then n, f = 0, 0 end
-      t, n, f = tick, n + 1, f + (failed and 1 or 0)
-      redis.call("HSET", c.key, RING[i], string.format("%.0f:%.0f:%.0f", t, n, f))
-      keep(c.key)
-    end
-    if t > tick - #RING then calls, failures = calls + n, failures + f end
+  local tick = math.floor(now / c.slice)
+  local own = RING[tick % #RING + 1]
+  local kept, calls, failures = redis.call("HGET", c.key, own) or "", 1, failed and 1 or 0
+  local t, n, f = string.match(kept, "(%d+):(%d+):(%d+)")
+  if tonumber(t) == tick then calls, failures = calls + n, failures + f end
+  redis.call("HSET", c.key, own, string.format("%.0f:%.0f:%.0f", tick, calls, failures))
+  keep(c.key)
+  if not failed then return 0, 0 end
+  calls, failures = 0, 0
+  for _, slice in ipairs(redis.call("HMGET", c.key, unpack(RING))) do
+    t, n, f = string.match(slice or "", "(%d+):(%d+):(%d+)")
+    if t and tonumber(t) > tick - #RING then calls, failures = calls + n, failures + f end
   end
   return calls, failures
 end
@@ -43,12 +41,12 @@ local function learn_from_call(c, failed, changes)
     keep(c.key)
   end
   local calls, failures = 0, 0
-  if c.policy.rate > 0 then calls, failures = count(c, failed) end
+  if c.slice > 0 then calls, failures = count(c, failed) end
   if not failed then return end
-  if c.policy.failures > 0 and c.failures >= c.policy.failures then
+  if policy(c).failures > 0 and c.failures >= policy(c).failures then
     return open(c, "consecutive failures", changes)
   end
-  if c.policy.rate > 0 and calls >= c.policy.min_calls and failures >= c.policy.rate * calls then
+  if c.slice > 0 and calls >= policy(c).min_calls and failures >= policy(c).rate * calls then
     open(c, "failure rate", changes)
   end
 end
@@ -56,10 +54,10 @@ end
 local function learn_from_probe(c, failed, changes)
   if failed then
     c.bad, c.failures = c.bad + 1, c.failures + 1
-    if c.policy.probes - c.bad < c.policy.successes then return open(c, "probes failed", changes) end
+    if policy(c).probes - c.bad < policy(c).successes then return open(c, "probes failed", changes) end
   else
     c.good = c.good + 1
-    if c.good >= c.policy.successes then
+    if c.good >= policy(c).successes then
       c.failures, c["until"], c.closed = 0, 0, now
       return turn(c, "closed", "probes succeeded", changes)
     end
@@ -114,9 +112,11 @@ end
 
 local function settle()
   local changes, id, kind, started, retry_after = {}, text(), text(), number(), number()
-  for i = 1, number() do
-    local c = read_circuit(i - 1)
-    learn(c, id, kind, number(), number() == 1, changes)
+  local circuits = {}
+  for i = 1, number() do circuits[i] = read_circuit(i - 1) end
+  for _, c in ipairs(circuits) do
+    local held = number()
+    learn(c, id, kind, math.floor(held / 2), held % 2 == 1, changes)
   end
   for _ = 1, number() do hear(key(), kind, started, retry_after) end
   for _ = 1, number() do redis.call("ZREM", key(), id) end

@@ -10,7 +10,7 @@ local function view()
     local c = read_circuit(i - 1)
     local is_over = c["until"] > 0 and c["until"] <= now
     if is_over and c.state == "open" then
-      seen[i] = {"half_open", 0, c.policy.probes, c.failures, 0}
+      seen[i] = {"half_open", 0, policy(c).probes, c.failures, 0}
     elseif is_over then
       seen[i] = {"closed", 0, 0, 0, 0}
     else
