@@ -151,15 +151,19 @@ def _release_orphans(settings: Settings) -> int:
 
 def _run_alone(settings: Settings) -> int:
     """Units that were delivered too often without getting anywhere run once by themselves."""
+    suspect = and_(
+        units.c.state.in_((UnitState.WAITING, UnitState.SENT)),
+        units.c.deliveries >= settings.deliveries_max,
+        units.c.alone.is_(False),
+    )
+    with reading() as connection:  # looked for without holding up the writers
+        if connection.execute(select(units.c.n).where(suspect).limit(1)).first() is None:
+            return 0
     with writing() as connection:
         rows = list(
             connection.execute(
                 update(units)
-                .where(
-                    units.c.state.in_((UnitState.WAITING, UnitState.SENT)),
-                    units.c.deliveries >= settings.deliveries_max,
-                    units.c.alone.is_(False),
-                )
+                .where(suspect)
                 .values(
                     alone=True,
                     state=UnitState.SENT,

@@ -258,6 +258,7 @@ class Delivery:
             store.upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
         # What comes next counts from this page on, as it now stands in SQL.
         self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}
+        self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
         self.checkpoint = page.next or {}
         self.done = page.next is None
 
