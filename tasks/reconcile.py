@@ -210,7 +210,7 @@ def _unpark() -> int:
         units.c.state == UnitState.WAITING, units.c.parked_on.is_not(None), units.c.not_before > db_now()
     )
     with reading() as connection:
-        names = list(connection.execute(select(units.c.endpoint.distinct()).where(parked)).scalars())
+        names = list(connection.execute(select(units.c.endpoint).where(parked).distinct()).scalars())
     if not names:
         return 0
     try:
