@@ -11,23 +11,29 @@ from typing import Any
 from celery import Celery, current_app
 from celery.canvas import Signature, chord
 from celery.utils import uuid
+from kombu.exceptions import OperationalError
 
 
 def launch(wave: chord) -> None:
     """Publish all units of a wave.
 
-    Raises kombu's OperationalError when the broker is away; units that were sent by then run all the same,
-    and the others are sent again by the reconciler, for SQL knows them as sent.
+    Raises kombu's OperationalError when the broker or the result backend is away; units that were sent by
+    then run all the same.
     """
     app: Celery = current_app._get_current_object()  # noqa: SLF001 - how Celery itself unwraps its proxy
     header = wave.tasks
     chord_id = wave.options["task_id"]
     body = wave.body.clone()
     body.freeze(uuid(), root_id=chord_id)
-    app.backend.set_chord_size(chord_id, len(header))
-    with app.producer_pool.acquire(block=True) as producer, producer.batch():
-        for index, unit in enumerate(header):
-            _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)
+    away = (*app.backend.connection_errors, *app.connection_for_write().connection_errors)
+    try:
+        # The batch connects first: where the broker is away, its answer comes sooner than the backend's.
+        with app.producer_pool.acquire(block=True) as producer, producer.batch():
+            app.backend.set_chord_size(chord_id, len(header))
+            for index, unit in enumerate(header):
+                _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)
+    except away as error:
+        raise OperationalError(f"the wave was not launched: {error}") from error
 
 
 def _publish(

@@ -301,17 +301,26 @@ def _launch_wave(run: RowMapping, endpoints: Sequence[Endpoint], views: Mapping[
     wave, rows = picked
     body = advance.s(run=run["id"], wave=wave)
     body.link_error(advance.si(None, run=run["id"], wave=wave))
-    launch(
-        chord(
-            [
-                collect.s(**_message(run, row)).set(queue=queue_for(row["endpoint"], run["lane"]))
-                for row in rows
-            ],
-            body,
-            task_id=chord_id,
-        )
-    )
+    header = [
+        collect.s(**_message(run, row)).set(queue=queue_for(row["endpoint"], run["lane"])) for row in rows
+    ]
+    try:
+        launch(chord(header, body, task_id=chord_id))
+    except (BrokerError, OSError):
+        _take_back(run["id"], wave)
+        raise
     return True
+
+
+def _take_back(run: int, wave: int) -> None:
+    """A wave that could not be published waits again: nobody has to wait until its messages are late."""
+    with writing() as connection:
+        connection.execute(
+            update(units)
+            .where(units.c.run == run, units.c.wave == wave, units.c.state == UnitState.SENT)
+            .values(state=UnitState.WAITING, wave=None)
+        )
+        connection.execute(delete(waves).where(waves.c.run == run, waves.c.n == wave))
 
 
 def _message(run: RowMapping, row: RowMapping) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 
 from tasks.launch import broker_was_emptied, launch
 from tasks.models import events, ohlcv, waves
-from tasks.runs import advance
+from tasks.runs import advance, carry_on, plan, start
 from tasks.units import collect
 
 from .conftest import connect
@@ -152,24 +152,29 @@ def test_a_plain_chord_would_listen(fleet, inbox, client):
     assert client.pubsub_channels("celery-task-meta-*") != []
 
 
-def test_the_broker_is_away_at_a_launch(fleet, ask, inbox, redis_url):
-    """SQL knows the units as sent, so the reconciler will send them; who launches is told."""
+def test_the_broker_is_away_at_a_launch(fleet, inbox, redis_url):
+    """Who launches is told; the units wait, and are launched as soon as it is back."""
     run = fleet.order("binance.klines", ["BTCUSDT"], START, START + timedelta(minutes=60))
     fleet.configure(PENSTOCK_BROKER_URL="redis://127.0.0.1:9/0")
     connect(inbox.app)
-    from tasks.runs import plan, start
-
     assert start(run) is False
-    with pytest.raises((OperationalError, OSError)):
+    with pytest.raises(OperationalError):
         plan(run=run)
     assert fleet.the_run(run)["state"] == "open"
-    assert fleet.unit(run)["state"] == "sent"
+    assert fleet.unit(run)["state"] == "waiting"
+    assert fleet.installation.rows(waves) == []
+    fleet.configure(PENSTOCK_BROKER_URL=redis_url)
+    connect(inbox.app)
+    carry_on(run)
+    inbox.drain(BINANCE, "ctl")
+    assert fleet.result(run)["outcome"] == "ok"
 
 
 def test_a_thousand_messages_go_out_in_one_batch(fleet, inbox, client):
     """A few round trips instead of one for each."""
     units = [
-        collect.s(run=1, n=n, endpoint="binance.klines", symbol=f"S{n}").set(queue=BINANCE) for n in range(1000)
+        collect.s(run=1, n=n, endpoint="binance.klines", symbol=f"S{n}").set(queue=BINANCE)
+        for n in range(1000)
     ]
     before = client.info("stats")["total_reads_processed"]
     launch(chord(units, advance.s(run=1, wave=1), task_id="wave-1"))
