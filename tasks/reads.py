@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, 
 
 from tasks.collectors.spec import Endpoint
 from tasks.models import events, records, results, runs, schedules, units, waves, workers
-from tasks.outcomes import SUCCESSFUL, UNSUCCESSFUL, Outcome, RunState, UnitState
+from tasks.outcomes import ERRORS_KEPT, SUCCESSFUL, UNSUCCESSFUL, Outcome, RunState, UnitState
 from tasks.store import db_now, reading
 
 # A run may have a million units; a page of errors is what a person reads.
@@ -195,11 +195,12 @@ class RunDetail:
     reasons: Mapping[str, Mapping[str, int]]  # of units that are neither stored nor empty: outcome → reason
     waiting: Sequence[Waiting]
     failures: Sequence[Failure]  # the first ones; `run.units.failed` counts all
+    failed_symbols: Mapping[str, int]
     waves_done: int
     waves_differing: int  # whose chord counted otherwise than SQL; SQL wins
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe facts."""
+        """JSON-safe facts: all fields of CollectionResult, and what the run does now."""
         return {
             **self.run.to_dict(),
             "by_endpoint": {
@@ -208,6 +209,7 @@ class RunDetail:
             "reasons": {outcome: dict(counts) for outcome, counts in self.reasons.items()},
             "waiting": [each.to_dict() for each in self.waiting],
             "errors": [each.to_dict() for each in self.failures],
+            "failed_symbols": dict(self.failed_symbols),
             "waves_done": self.waves_done,
             "waves_differing": self.waves_differing,
         }
@@ -256,8 +258,8 @@ def runs_of(schedule: str, *, after: int = 0, limit: int = 20) -> list[RunView]:
         return _views(connection, ids)
 
 
-def detail(run: int) -> RunDetail | None:
-    """Everything about one run; None when there is none with this number."""
+def detail(run: int, *, failures: int = ERRORS_SHOWN) -> RunDetail | None:
+    """Everything about one run, with its first failures; None when there is no run with this number."""
     with reading() as connection:
         views = _views(connection, [run])
         if not views:
@@ -272,7 +274,8 @@ def detail(run: int) -> RunDetail | None:
             by_endpoint=_tallies(connection, [run], units.c.endpoint),
             reasons=_reasons(connection, run),
             waiting=_waiting(connection, run),
-            failures=_failures(connection, run),
+            failures=_failures(connection, run, failures),
+            failed_symbols=_failed_symbols(connection, run),
             waves_done=done,
             waves_differing=differing,
         )
@@ -431,21 +434,34 @@ def _waiting(connection: Connection, run: int) -> list[Waiting]:
     return [Waiting(*row) for row in rows]
 
 
-def _failures(connection: Connection, run: int) -> list[Failure]:
+def _failures(connection: Connection, run: int, limit: int) -> list[Failure]:
     rows = connection.execute(
         select(units)
         .where(units.c.run == run, units.c.outcome.in_(UNSUCCESSFUL))
         .order_by(units.c.n)
-        .limit(ERRORS_SHOWN)
+        .limit(limit)
     ).mappings()
-    return [
-        Failure(
-            endpoint=row["endpoint"],
-            symbol=row["symbol"],
-            error=row["reason"] or "?",
-            message=(row["error"] or {}).get("message", ""),
-            at=row["finished_at"],
-            attempts=row["attempts"],
-        )
-        for row in rows
-    ]
+    return [_failure(row, row["error"] or {}) for row in rows]
+
+
+def _failure(row: RowMapping, error: Mapping[str, Any]) -> Failure:
+    happened = error.get("timestamp")
+    return Failure(
+        endpoint=row["endpoint"],
+        symbol=row["symbol"],
+        error=row["reason"] or "?",
+        message=error.get("message", ""),
+        at=datetime.fromisoformat(happened) if happened else row["finished_at"],
+        attempts=row["attempts"],
+    )
+
+
+def _failed_symbols(connection: Connection, run: int) -> dict[str, int]:
+    rows = connection.execute(
+        select(units.c.symbol, func.count())
+        .where(units.c.run == run, units.c.outcome.in_(UNSUCCESSFUL))
+        .group_by(units.c.symbol)
+        .order_by(units.c.symbol)
+        .limit(ERRORS_KEPT)
+    )
+    return {symbol: number for symbol, number in rows}  # noqa: C416 - rows are no pairs to mypy

@@ -148,13 +148,14 @@ def _supervise_ctl(loglevel: str | None) -> None:
 
 def _work(kind: str, queues: Sequence[str] | None, pool: str, concurrency: int, loglevel: str | None) -> None:
     """Become a Celery worker; returns when it was told to stop."""
-    os.environ["_PENSTOCK_WORKER_KIND"] = kind  # workers.lifecycle reads it, in the children too
     from celery.utils.nodenames import default_nodename, host_format
 
     from tasks.collectors.registry import collectors
     from tasks.settings import get_settings
+    from workers.lifecycle import KIND_VARIABLE
     from workers.queues import unit_queues
 
+    os.environ[KIND_VARIABLE] = kind
     app = _app()
     names = queues or [queue.name for queue in unit_queues(collectors())]
     made = app.Worker(
@@ -274,9 +275,10 @@ def list_runs(limit: int, *, as_json: bool) -> None:
 def show(number: int, *, as_json: bool) -> None:
     """Show one run: units by outcome, errors, calls, waits."""
     from tasks import reads
+    from tasks.outcomes import ERRORS_KEPT
 
     _database_ready()
-    found = reads.detail(number)
+    found = reads.detail(number, failures=ERRORS_KEPT if as_json else reads.ERRORS_SHOWN)
     if found is None:
         raise Sentence(f"there is no run {number}; `penstock runs` lists them")
     if as_json:
@@ -427,7 +429,7 @@ def _orders(names: Sequence[str], symbols: tuple[str, ...] | None, settings: "Se
 
 def _make(orders: "Sequence[Order]", *, detach: bool, as_json: bool) -> None:
     """Store the runs, have them started, and wait for them unless told otherwise."""
-    from tasks import reads, runs
+    from tasks import runs
 
     numbers = [runs.request(order) for order in orders]
     away = _start(numbers)
@@ -437,7 +439,7 @@ def _make(orders: "Sequence[Order]", *, detach: bool, as_json: bool) -> None:
     if not detach:
         _await(numbers, as_json=as_json)
     elif as_json:
-        _echo_json([each.to_dict() for each in reads.look_at(numbers)])
+        _echo_json(_in_full(numbers))
 
 
 def _start(numbers: Sequence[int]) -> str | None:
@@ -491,10 +493,18 @@ def _await(numbers: Sequence[int], *, as_json: bool) -> None:
         _tell(f"\nit goes on without you; look at it with {shown} (or end it with penstock cancel RUN)")
         sys.exit(INTERRUPTED)
     if as_json:
-        _echo_json([each.to_dict() for each in done])
+        _echo_json(_in_full(numbers))
     else:
         _show_results(done)
     sys.exit(0 if all(each.outcome in {"ok", "empty"} for each in done) else 1)
+
+
+def _in_full(numbers: Sequence[int]) -> list[dict[str, Any]]:
+    from tasks import reads
+    from tasks.outcomes import ERRORS_KEPT
+
+    found = (reads.detail(number, failures=ERRORS_KEPT) for number in numbers)
+    return [each.to_dict() for each in found if each is not None]
 
 
 def _show_results(done: "Sequence[RunView]") -> None:

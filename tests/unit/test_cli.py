@@ -277,6 +277,7 @@ def test_an_open_run_says_what_it_waits_for():
             Waiting("running", "its answer", 2, None),
         ],
         failures=[],
+        failed_symbols={},
         waves_done=0,
         waves_differing=0,
     )
