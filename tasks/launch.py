@@ -27,8 +27,10 @@ def launch(wave: chord) -> None:
     body.freeze(uuid(), root_id=chord_id)
     away = (*app.backend.connection_errors, *app.connection_for_write().connection_errors)
     try:
-        # The batch connects first: where the broker is away, its answer comes sooner than the backend's.
         with app.producer_pool.acquire(block=True) as producer, producer.batch():
+            producer.connection.ensure_connection(
+                timeout=2
+            )  # says sooner than the backend that Redis is away
             app.backend.set_chord_size(chord_id, len(header))
             for index, unit in enumerate(header):
                 _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)

@@ -21,7 +21,7 @@ def configuration() -> dict[str, Any]:
         "unacked_restore_throttle": 1,
         "socket_timeout": 10,
         "socket_connect_timeout": 5,
-        "connect_retries_timeout": 2,  # who publishes while the broker is away hears so in two seconds, not six
+        "connect_retries_timeout": 2,  # a publisher hears in two seconds, not six, that it is away
         "socket_keepalive": True,
         "health_check_interval": 10,  # finds a connection that died in silence
         "queue_order_strategy": "round_robin",  # no API's queue starves another's
