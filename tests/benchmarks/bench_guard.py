@@ -23,7 +23,7 @@ from resilience.store.redis import RedisStore
 from tests.integration.conftest import SERVERS, start_redis
 
 GOOD = CallResult(Kind.SUCCESS, 0.001)
-ROUNDS, CALLS = 7, 500
+ROUNDS, CALLS = 100, 50
 
 
 class Guarded:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from resilience.breaker import CircuitBreaker
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
-from resilience.store import CircuitState, Grant, Kind, Report, Request, Route
+from resilience.store import CircuitState, Delay, Grant, Kind, Report, Request, Route
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 
@@ -129,6 +129,29 @@ class BothStores(RuleBasedStateMachine):
             request = self.request(*ask)
             _, answer = self.both("settle_and_admit", self.report(*report), request)
             self.take(request, answer)
+
+    @rule(seconds=st.sampled_from([None, 1, 3]), ask=asks, times=st.integers(1, 8))
+    def hit_the_gate(self, seconds, ask, times):
+        """A 429, and everyone is back when it is over."""
+        if self.leases:
+            self.both("settle", self.report(Kind.THROTTLED, seconds and seconds * 1_000_000, None, 0))
+            self.now += (seconds or 60) * 1_000_000
+            self.admit_many(ask, times)
+
+    @rule(route=st.sampled_from(ROUTES), times=st.integers(2, 8), late_us=waits, backwards=st.booleans())
+    def queue(self, route, times, late_us, backwards):
+        """Several wait for their slots and come at about the same time."""
+        asked = [Request(route, f"queue-{self.count}-{n}", 1, live=True) for n in range(times)]
+        answers = [self.both("admit", request) for request in asked]
+        for request, answer in zip(asked, answers, strict=True):
+            self.take(request, answer)
+        self.count += 1
+        waits_us = [(answer.wait_us, answer.ticket) for answer in answers if isinstance(answer, Delay)]
+        if waits_us:
+            self.now += max(waits_us)[0] // 2 + late_us
+        for n, (_, ticket) in enumerate(sorted(waits_us, key=str, reverse=backwards)):
+            request = Request(route, f"redeem-{self.count}-{n}", 1, live=True, ticket=ticket)
+            self.take(request, self.both("admit", request))
 
     @rule()
     def release(self):
