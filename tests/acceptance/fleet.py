@@ -21,7 +21,7 @@ from workers.children import kill, spawn
 ROOT = Path(__file__).parents[2]
 PENSTOCK = (sys.executable, "-m", "workers.cli")
 STOP_S = 40.0
-PATIENT_S = 60.0  # how long a test waits for what takes a second or two on a machine that is not busy
+PATIENT_S = 90.0  # how long a test waits for what takes a second or two on a machine that is not busy
 
 
 class Fleet:

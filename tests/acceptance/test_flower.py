@@ -4,11 +4,13 @@ import contextlib
 import socket
 import sys
 
+import pytest
 import requests
 
 from workers.children import spawn, stop
 
 
+@pytest.mark.parametrize("fleet", ["sqlite-prefork"], indirect=True)
 def test_flower_shows_workers_and_tasks(fleet):
     """By the command in the README, and under the endpoint's name."""
     with socket.socket() as probe:
