@@ -28,9 +28,7 @@ def launch(wave: chord) -> None:
     away = (*app.backend.connection_errors, *app.connection_for_write().connection_errors)
     try:
         with app.producer_pool.acquire(block=True) as producer, producer.batch():
-            producer.connection.ensure_connection(
-                timeout=2
-            )  # says sooner than the backend that Redis is away
+            producer.connection.ensure_connection(timeout=2)  # sooner said than by the backend
             app.backend.set_chord_size(chord_id, len(header))
             for index, unit in enumerate(header):
                 _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)
