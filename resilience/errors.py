@@ -11,13 +11,13 @@ PenstockError                 message, code, details, cause, recoverable, timest
 │   ├── ServerError               5xx: retried, trips
 │   ├── NotFoundError             this symbol is not there; ValidationError: this request is wrong
 │   └── BadPayloadError           the body is not what was agreed on
-├── AuthenticationError         TokenExpiredError: refresh once; InvalidCredentialsError: stop and tell a human
-├── NetworkError                ApiConnectionError (also ConnectionError), ApiTimeoutError (also TimeoutError), DNSError
+├── AuthenticationError         TokenExpiredError: refresh once; InvalidCredentialsError: stop
+├── NetworkError                ApiConnectionError, ApiTimeoutError (also the builtins), DNSError
 ├── DatabaseError               SQL is away or refused; the unit goes back and nothing is lost
 └── CollectionError             PartialCollectionError, RetryExhaustedError
 
 Three class attributes decide what follows, and nothing else does:
-`recoverable` (is another try worth it), `trips` (does a circuit count it), `scope` (what else it says something about).
+`recoverable` (is another try worth it), `trips` (does a circuit count it), `scope` (what it speaks about).
 """
 
 from collections.abc import Mapping

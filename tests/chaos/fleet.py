@@ -110,7 +110,19 @@ class Fleet:
         self.members = {
             f"units{n}": Member(
                 f"units{n}",
-                [*worker, "-n", f"units{n}@%h", "-Q", queues, "-P", pool, "-c", str(concurrency), "-l", "INFO"],
+                [
+                    *worker,
+                    "-n",
+                    f"units{n}@%h",
+                    "-Q",
+                    queues,
+                    "-P",
+                    pool,
+                    "-c",
+                    str(concurrency),
+                    "-l",
+                    "INFO",
+                ],
                 env | {"_PENSTOCK_WORKER_KIND": "units"},
                 folder,
             )
@@ -276,7 +288,9 @@ class Fleet:
             columns = (ohlcv.c.symbol, ohlcv.c.open_time, ohlcv.c.close, ohlcv.c.volume)
             found = [
                 (symbol, _ms(at), close, volume)
-                for symbol, at, close, volume in connection.execute(select(*columns).where(ohlcv.c.source == "pond"))
+                for symbol, at, close, volume in connection.execute(
+                    select(*columns).where(ohlcv.c.source == "pond")
+                )
             ]
         assert len(found) == len(set(found))
         return len(wanted - set(found)), len(set(found) - wanted)

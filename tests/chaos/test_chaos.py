@@ -175,7 +175,8 @@ def test_poison(fleet):
 
 
 @pytest.mark.skipif(
-    "PENSTOCK_TEST_CHAOS_LONG" not in os.environ, reason="set PENSTOCK_TEST_CHAOS_LONG=1 for ten thousand units"
+    "PENSTOCK_TEST_CHAOS_LONG" not in os.environ,
+    reason="set PENSTOCK_TEST_CHAOS_LONG=1 for ten thousand units",
 )
 def test_ten_thousand(fleet):
     """10,000 units and at least 120 kills."""

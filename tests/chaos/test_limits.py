@@ -18,7 +18,12 @@ def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
     for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL"):
         monkeypatch.setenv(name, "")
     with Fleet(
-        tmp_path, symbols=SYMBOLS, workers=2, concurrency=4, environment={"POND_LIMIT": SPEC.spec}, latency_ms=20
+        tmp_path,
+        symbols=SYMBOLS,
+        workers=2,
+        concurrency=4,
+        environment={"POND_LIMIT": SPEC.spec},
+        latency_ms=20,
     ) as fleet:
         fleet.upstream.control("binance", limits={"amount": SPEC.amount, "window_s": SPEC.window_s})
         run = launch(SYMBOLS)

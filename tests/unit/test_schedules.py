@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -64,4 +65,4 @@ def test_each_slot_once_over_any_ticks(start, ticks, every_s):
                 made.append(slot)
                 last = slot
     assert made == sorted(set(made))
-    assert all(b - a == timedelta(seconds=every_s) for a, b in zip(made, made[1:], strict=False))
+    assert all(b - a == timedelta(seconds=every_s) for a, b in pairwise(made))

@@ -34,7 +34,9 @@ def step(error, *, on_open="park", policy=None, rng=lambda: 1.0, **row):
     )
 
 
-@pytest.mark.parametrize("error", [ServerError("503"), ApiTimeoutError("slow"), TimeLimit(), BadPayloadError("?")])
+@pytest.mark.parametrize(
+    "error", [ServerError("503"), ApiTimeoutError("slow"), TimeLimit(), BadPayloadError("?")]
+)
 def test_a_retryable_error_costs_an_attempt(error):
     """The first goes back to the queue after the first back-off."""
     found = step(error)
