@@ -4,13 +4,14 @@ STAMP := .venv/.installed
 # When this was asked for: the demo counts the set-up too.
 SINCE := $(shell date +%s)
 
-.PHONY: help setup demo test chaos lint clean
+.PHONY: help setup demo test chaos bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo          the main job against fake APIs that fail (KEEP=1 leaves it up)'
 	@echo 'make test          lint, types and all tests but the long ones'
 	@echo 'make chaos         the long fault runs, with their figures'
+	@echo 'make bench         what the guard costs a call, and whole units per second'
 	@echo 'make setup         .venv with the pinned packages; every target does this first'
 	@echo 'make lint          ruff and mypy alone'
 	@echo 'make clean         remove everything that make has made'
@@ -39,6 +40,10 @@ test: lint
 
 chaos: $(STAMP)
 	@$(BIN)/pytest -q -s -m chaos tests/chaos
+
+bench: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.bench_guard
+	@$(BIN)/python -m tests.benchmarks.bench_units
 
 clean:
 	rm -rf .venv .penstock-demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
