@@ -5,7 +5,7 @@ sent again loses its claim if the first message was alive after all.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -50,16 +50,24 @@ def reconcile() -> dict[str, int]:
     done["unparked"] = _unpark()
     done["resent"] = _send_again(settings, everything=emptied)
     done["overdue"] = _end_overdue()
-    for run in _open_runs():
-        try:
-            carry_on(run)
-        except (DatabaseError, BrokerError, OSError):
-            raise
-        except Exception:
-            # One run that cannot go on, e.g. because its collector was removed, must not hold up the others.
-            logger.exception("run %s cannot go on; its deadline will close it", run)
+    _for_each(_open_runs(), carry_on)
     heartbeat.forget_old()
     return {name: count for name, count in done.items() if count}
+
+
+def _for_each(found: Sequence[int], step: Callable[[int], Any]) -> int:
+    """Take this step for every run; one that cannot go on must not hold up the others.
+
+    Its collector may have been removed, or its list of symbols be away. Returns how many runs there were.
+    """
+    for run in found:
+        try:
+            step(run)
+        except (DatabaseError, BrokerError):
+            raise
+        except Exception:
+            logger.exception("run %s cannot go on; its deadline will close it", run)
+    return len(found)
 
 
 def _steady_for(settings: Settings) -> float | None:
@@ -199,9 +207,7 @@ def _plan_again(settings: Settings) -> int:
                 .limit(10)
             ).scalars()
         )
-    for run in waiting:
-        plan(run=run)
-    return len(waiting)
+    return _for_each(waiting, lambda run: plan(run=run))
 
 
 def _unpark() -> int:

@@ -532,6 +532,8 @@ def _result_of(connection: Connection, run: RowMapping) -> CollectionResult:
             "symbol": row["symbol"],
             "error": row["reason"],
             "attempts": row["attempts"],
+            "message": f"{row['outcome']}: {row['reason']}",
+            "timestamp": row["finished_at"].isoformat().replace("+00:00", "Z"),
             **{key: value for key, value in (row["error"] or {}).items() if key != "error"},
         }
         for row in connection.execute(
