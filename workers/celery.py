@@ -97,5 +97,6 @@ def configuration() -> dict[str, Any]:
     }
 
 
+app.set_default()  # for every thread, not only for the one that imports this
 app.add_defaults(configuration)
 serialization.disable_insecure_serializers()
