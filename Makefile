@@ -23,8 +23,10 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/pip || { echo 'Making .venv'; rm -rf .venv && $(PYTHON) -m venv .venv; }
 	@echo 'Installing the pinned packages into .venv'
-	@$(BIN)/pip install -qq --no-compile --disable-pip-version-check --require-hashes -r requirements.txt
+	@# Every pin is in the file, so nothing has to be resolved; what is imported gets compiled then.
+	@$(BIN)/pip install -qq --no-compile --no-deps --disable-pip-version-check --require-hashes -r requirements.txt
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/pip check --disable-pip-version-check >/dev/null || $(BIN)/pip check --disable-pip-version-check
 	@touch $@
 
 demo: $(STAMP)
