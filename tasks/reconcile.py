@@ -25,7 +25,7 @@ from tasks.outcomes import Outcome, RunOutcome, RunState, UnitState
 from tasks.runs import OPEN, carry_on, close, plan
 from tasks.settings import Settings, get_settings
 from tasks.store import db_now, reading, record_event, writing
-from tasks.units import ALONE, collect, queue_for
+from tasks.units import ALONE, Poison, collect, error_facts, queue_for
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def _release_orphans(settings: Settings) -> int:
                 state=UnitState.DONE,
                 outcome=Outcome.FAILED,
                 reason="poison",
-                error={"error": "poison", "message": "it ended every process that ran it"},
+                error=error_facts(Poison()),
                 token=units.c.token + 1,
                 finished_at=db_now(),
             )
@@ -330,16 +330,17 @@ def _end_overdue() -> int:
         )
         for run in overdue:
             _end_units(connection, run)
+            unplanned = and_(runs.c.id == run, runs.c.started_at.is_(None))
             connection.execute(
                 update(runs)
-                .where(runs.c.id == run, runs.c.state == RunState.PLANNING)
+                .where(unplanned)
                 .values(
-                    state=RunState.OPEN,
                     started_at=db_now(),
                     outcome=RunOutcome.FAILED,
                     reason="the deadline came before it was planned",
                 )
             )
+            connection.execute(update(runs).where(runs.c.id == run).values(state=RunState.OPEN))
     for run in overdue:
         logger.warning("run %s did not end before its deadline", run)
         close(run)

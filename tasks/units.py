@@ -67,6 +67,12 @@ class SliceOver(PenstockError):  # noqa: N818 - it is news, not a mistake
     code = "slice_over"
 
 
+class Poison(PenstockError):  # noqa: N818
+    """The unit ended every process that ran it."""
+
+    code = "poison"
+
+
 class TimeLimit(PenstockError):  # noqa: N818
     """The delivery ran into its soft time limit."""
 
@@ -257,7 +263,6 @@ class Delivery:
                 self._move_cursor(connection)
             store.upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
         # What comes next counts from this page on, as it now stands in SQL.
-        self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}
         self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
         self.checkpoint = page.next or {}
         self.done = page.next is None
