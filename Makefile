@@ -26,7 +26,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@# Every pin is in the file, so nothing has to be resolved; what is imported gets compiled then.
 	@$(BIN)/pip install -qq --no-compile --no-deps --disable-pip-version-check --require-hashes -r requirements.txt
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/pip check --disable-pip-version-check >/dev/null || $(BIN)/pip check --disable-pip-version-check
+	@found=$$($(BIN)/pip check --disable-pip-version-check) || { echo "$$found"; exit 1; }
 	@touch $@
 
 demo: $(STAMP)

@@ -27,7 +27,7 @@ from typing import Any
 import requests
 
 from resilience.errors import PenstockError
-from tasks.outcomes import Outcome, RunKind
+from tasks.outcomes import RunKind, RunOutcome
 from tasks.runtime import Runtime, started
 from tasks.settings import get_settings
 from tests.upstream.client import APIS
@@ -224,13 +224,9 @@ class Demo:
     def say_silence(self, since_s: float) -> None:
         """How long nobody called, counted where the calls arrive."""
         arrived_s = [at for at in self.upstream.get("binance/arrivals") if at >= since_s]
-        ends = [since_s, *arrived_s, time.monotonic()]
-        silence_s, end = max((after - before, after) for before, after in pairwise(ends))
-        heard = sum(at < end for at in arrived_s)
-        self.say(
-            f"{heard} calls were under way and heard it; then no process called for {silence_s:.1f} s.",
-            "green",
-        )
+        silence_s = max((after - before for before, after in pairwise([since_s, *arrived_s])), default=0.0)
+        heard = self.upstream.get("binance")["throttled"]
+        self.say(f"{heard} calls were answered 429; then no process called for {silence_s:.1f} s.", "green")
 
     def outage(self) -> None:
         """An ad-hoc run parks behind the circuit, a scheduled one is skipped."""
@@ -248,8 +244,11 @@ class Demo:
             self.tell_transitions()
             self.tell_skipped(last)
 
-        self.watch([self.run("coinbase")], each)
-        self.say("The ad-hoc run waited behind the circuit and came to its end by itself.", "green")
+        (run,) = self.watch([self.run("coinbase")], each)
+        if run.outcome == RunOutcome.OK:
+            self.say("The ad-hoc run waited behind the circuit and came to its end by itself.", "green")
+        else:
+            self.say(f"The ad-hoc run waited behind the circuit, and ended {run.outcome}.", "yellow")
 
     def tell_transitions(self) -> None:
         from tasks import reads
@@ -262,16 +261,14 @@ class Demo:
 
     def tell_skipped(self, last: int) -> None:
         from tasks import reads
+        from workers.tables import why
 
         for run in reads.runs_of("coinbase.candles", after=max(last, self.skipped)):
-            if run.outcome != Outcome.SKIPPED:
-                continue
-            self.skipped = run.id
-            self.say(
-                f"scheduled run {run.id} was skipped: {run.units.skipped} units, circuit open; "
-                "the next slot catches up",
-                "yellow",
-            )
+            if run.outcome == RunOutcome.SKIPPED:
+                self.skipped = run.id
+                self.say(
+                    f"scheduled run {run.id} was skipped: {why(run)}; the next slot catches up", "yellow"
+                )
 
     def sum_up(self) -> None:
         """What came of it, and where it lies."""
