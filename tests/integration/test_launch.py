@@ -13,10 +13,12 @@ import redis
 from celery import chord
 from kombu.exceptions import OperationalError
 
+from resilience.errors import ConfigurationError
 from tasks.launch import broker_was_emptied, launch
 from tasks.models import events, ohlcv, waves
 from tasks.runs import advance, carry_on, plan, start
 from tasks.units import collect
+from workers.queues import check_broker
 
 from .conftest import connect
 
@@ -201,6 +203,14 @@ def test_an_emptied_broker_is_noticed_once(fleet, inbox, client):
     assert broker_was_emptied() is True
     assert broker_was_emptied() is False
     assert 0 < client.ttl("penstock:broker:sentinel") <= 86_400
+
+
+def test_a_broker_that_does_not_answer():
+    """One sentence, without the password, that says what to set."""
+    with pytest.raises(ConfigurationError, match="PENSTOCK_BROKER_URL") as caught:
+        check_broker("redis://:hush-hush@127.0.0.1:9/0", timeout_s=0.5)
+    assert "127.0.0.1:9" in str(caught.value)
+    assert "hush-hush" not in str(caught.value)
 
 
 def test_real_workers_bring_a_run_home(fleet, ask, inbox, client, upstream):
