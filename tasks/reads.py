@@ -450,7 +450,7 @@ def _failure(row: RowMapping, error: Mapping[str, Any]) -> Failure:
         endpoint=row["endpoint"],
         symbol=row["symbol"],
         error=row["reason"] or "?",
-        message=error.get("message", ""),
+        message=error.get("message") or f"{row['outcome']}: {row['reason']}",
         at=datetime.fromisoformat(happened) if happened else row["finished_at"],
         attempts=row["attempts"],
     )

@@ -43,7 +43,7 @@ def fleet_answers(inbox, monkeypatch):
                         connection.execute(
                             update(units)
                             .where(units.c.run == number, units.c.n == n)
-                            .values(state="done", outcome=outcome, reason="test")
+                            .values(state="done", outcome=outcome, reason="test", finished_at=store.db_now())
                         )
                 runs.close(number)
 

@@ -38,7 +38,8 @@ def add_units(run, *rows):
     blank = {"endpoint": "binance.klines", "symbol": "BTCUSDT", "state": "done", "not_before": AT}
     with writing() as connection:
         for n, row in enumerate(rows):
-            connection.execute(insert(units).values(run=run, n=n, **blank | row))
+            ended = {"finished_at": AT + timedelta(seconds=n)} if "outcome" in row else {}
+            connection.execute(insert(units).values(run=run, n=n, **blank | ended | row))
 
 
 def test_a_view_is_the_same_before_and_after_the_close():
@@ -76,6 +77,7 @@ def test_json_of_a_run_holds_the_whole_result():
         run,
         {"outcome": "stored", "records": 5, "calls": 2, "waited_s": 1.5, "weight": 4},
         {"outcome": "failed", "reason": "validation", "error": error, "attempts": 1, "symbol": "BAD"},
+        {"outcome": "abandoned", "reason": "deadline", "symbol": "LATE"},
     )
     kept = runs.close(run).to_dict()
     facts = reads.detail(run).to_dict()
