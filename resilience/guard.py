@@ -95,6 +95,11 @@ class Lease:
         return self.grant.request.id
 
     @property
+    def probe(self) -> bool:
+        """Whether the call tries a half-open circuit."""
+        return any(self.grant.permits)
+
+    @property
     def started_at(self) -> datetime:
         """When the store admitted the call, on its clock."""
         return _moment(self.grant.started_us)

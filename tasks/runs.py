@@ -417,7 +417,7 @@ def _more_due(connection: Connection, run: int, endpoint: str, count: int) -> bo
 def _mark_sent(connection: Connection, run: int, endpoint: str, wave: int, count: int) -> list[RowMapping]:
     if count < 1:
         return []
-    due = _due(run, endpoint).order_by(units.c.n).limit(count)
+    due = _due(run, endpoint).order_by(units.c.attempts, units.c.n).limit(count)
     return list(
         connection.execute(
             update(units)

@@ -129,9 +129,14 @@ def next_step(
     on_open: str,
     settings: Settings,
     now: datetime,
+    probe: bool = False,
     rng: Callable[[], float] = random.random,
 ) -> Step:
-    """Decide what becomes of a unit that could not go on. Waiting, slices and 429s spend no attempt."""
+    """Decide what becomes of a unit that could not go on.
+
+    Waiting, slices and 429s spend no attempt. Nor does a `probe`, the call of a half-open circuit that the
+    server failed: the few units that try for all others would be used up by an outage.
+    """
     if isinstance(error, SliceOver):
         return Again(0.0)
     if isinstance(error, Snooze):
@@ -149,13 +154,15 @@ def next_step(
         if throttles > settings.throttles_max:
             return End(Outcome.FAILED, error.code, values)
         return _wait(policy.wait_s(throttles, error.retry_after_s, rng=rng), values, settings)
-    attempts = row["attempts"] + 1
+    attempts = row["attempts"] + (0 if probe and error.trips else 1)
     values = {"attempts": attempts, "throttles": 0, "error": error_facts(error), "ticket": None}
     if attempts >= policy.attempts or not error.recoverable:
         return End(Outcome.FAILED, error.code, values)
     retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
     return _wait(
-        policy.wait_s(attempts, retry_after_s, rng=rng), values | {"retries": row["retries"] + 1}, settings
+        policy.wait_s(max(attempts, 1), retry_after_s, rng=rng),
+        values | {"retries": row["retries"] + 1},
+        settings,
     )
 
 
@@ -205,6 +212,7 @@ class Delivery:
         self.records: int = row["records"]
         self.ticket: str | None = row["ticket"]
         self.lease: Lease | None = None
+        self.probed = False  # whether the last call was let through to try a half-open circuit
         self.answer: Answer | None = None
         self.done = False
         self.started = time.monotonic()
@@ -227,6 +235,7 @@ class Delivery:
             inline_s -= verdict.seconds
             verdict = guard().admit(self.ask, ticket=self.ticket)
         self.lease, self.ticket, self.answer = verdict.lease, None, None
+        self.probed = verdict.lease.probe
 
     def fetch(self) -> Answer:
         """Make the call that was admitted; raises what the network or the server had against it."""
@@ -384,6 +393,7 @@ class UnitTask(Task):  # type: ignore[misc]
             on_open=delivery.claim.row["on_open"],
             settings=delivery.settings,
             now=datetime.now(UTC),
+            probe=delivery.probed,
         )
         self._carry_out(step, delivery.claim, exc)
 

@@ -30,6 +30,8 @@ Overlap = Literal["skip", "queue", "replace"]
 Symbols = tuple[str, ...] | Callable[[], Sequence[str]] | None
 Weight = float | Callable[[Unit], float]
 
+# A `Date` header names whole seconds, and servers keep one for a second: the true time is up to this later.
+DATE_LAG = timedelta(seconds=2)
 _KEY_MAX = 500  # characters, as in the records table
 
 
@@ -260,7 +262,8 @@ class Endpoint:
 
     def _seen_at(self, answer: Answer) -> datetime | None:
         try:
-            return parsedate_to_datetime(answer.headers["date"]) if isinstance(self.page, Bars) else None
+            said = parsedate_to_datetime(answer.headers["date"]) if isinstance(self.page, Bars) else None
+            return said and said + DATE_LAG
         except (KeyError, ValueError, TypeError):
             return None
 

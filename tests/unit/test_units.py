@@ -22,7 +22,7 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ROW = {"attempts": 0, "throttles": 0, "retries": 0}
 
 
-def step(error, *, on_open="park", policy=None, rng=lambda: 1.0, **row):
+def step(error, *, on_open="park", policy=None, rng=lambda: 1.0, probe=False, **row):
     return next_step(
         error,
         ROW | row,
@@ -30,6 +30,7 @@ def step(error, *, on_open="park", policy=None, rng=lambda: 1.0, **row):
         on_open=on_open,
         settings=Settings(),
         now=NOW,
+        probe=probe,
         rng=rng,
     )
 
@@ -93,6 +94,14 @@ def test_waiting_spends_nothing(error):
     found = step(error, attempts=3, throttles=9)
     assert isinstance(found, Again | Later)
     assert not {"attempts", "throttles", "retries"} & set(found.values)
+
+
+def test_a_failed_probe_spends_no_attempt():
+    """However many recoveries fail; an answer that is final still is."""
+    found = step(ServerError(), probe=True, attempts=3)
+    assert isinstance(found, Again)
+    assert found.values["attempts"] == 3
+    assert isinstance(step(NotFoundError(), probe=True), End)
 
 
 def test_a_snooze_keeps_its_ticket():
