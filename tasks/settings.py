@@ -41,6 +41,21 @@ def _starts_with(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def credentials(text: str) -> tuple[str, str]:
+    """User and password out of user:password. Raises ValueError when that is not what it is."""
+    user, colon, password = text.partition(":")
+    # Flower compares texts only as long as they are ASCII.
+    if not (user and colon and password and text.isascii() and text.isprintable()):
+        raise ValueError
+    return user, password
+
+
+def _check_credentials(text: SecretStr | None) -> SecretStr | None:
+    if text:
+        credentials(text.get_secret_value())
+    return text
+
+
 def _each_like(pattern: str) -> AfterValidator:
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         if not all(re.fullmatch(pattern, name) for name in names):
@@ -78,6 +93,11 @@ DatabaseUrl = Annotated[
     Field(
         description="a URL like postgresql://user:password@host/penstock or sqlite:////path/to/penstock.db"
     ),
+]
+Credentials = Annotated[
+    SecretStr | None,
+    AfterValidator(_check_credentials),
+    Field(description="user:password, in ASCII"),
 ]
 Collectors = Annotated[
     tuple[str, ...],
@@ -117,6 +137,7 @@ class Settings(BaseSettings):
     config: Annotated[Path | None, AfterValidator(_absolute), Field(description="a TOML file")] = None
     collectors: Collectors = ()
     schedules: Schedules = ()
+    flower_auth: Credentials = None
 
     pool: Literal["prefork", "threads"] = Field("prefork", description="prefork or threads")
     concurrency: Count = 4
@@ -259,7 +280,7 @@ def _wrong_value(name: str, value: Any, given: Mapping[str, Any]) -> str:
     if field is None:
         return f"{name} is not a setting; {closest(name, Settings.model_fields)}"
     source = name if name in given else f"{_variable(name)} in the environment"
-    is_secret = name.endswith("_url")
+    is_secret = name.endswith(("_url", "_auth"))
     return f"{source} {'' if is_secret else f'is {value!r}, but '}has to be {field.description}"
 
 

@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--stage", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage is not None:
-        return stage(options.stage)
+        return stage(options.stage, keep=options.keep)
     with StopSignal() as asked:
         try:
             return Demo(options.state.absolute(), keep=options.keep, since_s=options.since).play(asked)
@@ -72,11 +72,12 @@ def main() -> int:
             return 1
 
 
-def stage(port: int) -> int:
-    """Run the fake APIs and `penstock up` until told to stop."""
+def stage(port: int, *, keep: bool) -> int:
+    """Run the fake APIs and `penstock up` until told to stop; with Flower if there is time to look at it."""
+    flower = "--flower" if keep else "--no-flower"
     processes = [
         Process("upstream", (sys.executable, "-m", "tests.upstream", f"--port={port}")),
-        Process("up", (sys.executable, "-m", "workers.cli", "up")),
+        Process("up", (sys.executable, "-m", "workers.cli", "up", flower)),
     ]
     return supervise(processes, get_settings())
 
@@ -134,7 +135,13 @@ class Demo:
     @contextlib.contextmanager
     def running(self, asked: StopSignal) -> Iterator[None]:
         """The stage, for as long as this lasts; with --keep also after a good end."""
-        argv = [sys.executable, "-m", "tests.demo", f"--stage={self.port}"]
+        argv = [
+            sys.executable,
+            "-m",
+            "tests.demo",
+            f"--stage={self.port}",
+            *(["--keep"] if self.keep else []),
+        ]
         with (self.state / "stage.log").open("wb") as log:
             if self.keep:
                 self.process = subprocess.Popen(
@@ -301,8 +308,14 @@ class Demo:
         return (
             f"  PENSTOCK_STATE_DIR={self.shown} PENSTOCK_CONFIG={self.shown}/penstock.toml "
             ".venv/bin/penstock run binance\n"
+            f"{self.flower()}\n"
             f"Everything is left running; stop it with: kill {self.process.pid}"
         )
+
+    def flower(self) -> str:
+        """What `penstock up` said about it: the address, and where the password lies."""
+        said = (self.state / "stage.log").read_text().splitlines()
+        return next((line for line in said if line.startswith("Flower: ")), "Flower did not start")
 
     def scheduled(self, name: str) -> int:
         """The first run of a schedule, once the tick has made it."""

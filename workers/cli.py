@@ -90,12 +90,13 @@ def main() -> None:
 
 
 @main.command()
-def up() -> None:
-    """Run everything here: Redis if none is given, worker, ctl worker and beat."""
+@click.option("--flower/--no-flower", "with_flower", default=True, show_default=True, help="Flower, too.")
+def up(*, with_flower: bool) -> None:
+    """Run everything here: Redis if none is given, worker, ctl worker, beat and Flower."""
     from tasks.settings import get_settings
     from workers.up import up as run_up
 
-    sys.exit(run_up(get_settings()))
+    sys.exit(run_up(get_settings(), with_flower=with_flower))
 
 
 @main.command()
@@ -183,6 +184,31 @@ def beat(loglevel: str | None) -> None:
     _servers_ready(get_settings())
     level = (loglevel or get_settings().log_level).upper()
     _app().Beat(loglevel=level, quiet=True).run()
+
+
+@main.command()
+@click.option("--address", default="127.0.0.1", show_default=True, help="Listen here.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5555, show_default=True, help="0: any.")
+@loglevel_option
+def flower(address: str, port: int, loglevel: str | None) -> None:
+    """Show workers and tasks in the browser, by Flower.
+
+    It asks for the user and password in PENSTOCK_FLOWER_AUTH. Without these, a password is made and kept in
+    the state directory. What it shows begins when it starts; `penstock runs` has the history.
+    """
+    from tasks.settings import get_settings
+    from workers.flower_auth import flower_auth
+
+    settings = get_settings()
+    auth = flower_auth(settings)
+    _servers_ready(settings)
+    # Nobody is to change anything without a password, whatever was exported here for another Flower.
+    os.environ.pop("FLOWER_UNAUTHENTICATED_API", None)
+    app = _app()
+    app.log.setup_logging_subsystem(loglevel=(loglevel or settings.log_level).upper())
+    from workers.flower import serve
+
+    serve(app, auth, address, port, _tell)
 
 
 @main.group("db")

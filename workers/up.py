@@ -1,4 +1,4 @@
-"""`penstock up`: a Redis if none is given, worker, ctl worker and beat, under one supervisor.
+"""`penstock up`: a Redis if none is given, worker, ctl worker, beat and Flower, under one supervisor.
 
 A Ctrl-C or SIGTERM ends it at any moment, and nothing is left running; nor is after a `kill -9`.
 """
@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from tasks.schema import upgrade
 from tasks.settings import Settings, environment, masked
 from workers.children import await_end, kill, spawn
 from workers.embedded import EmbeddedRedis, check_redis
+from workers.flower_auth import flower_auth
 
 Say = Callable[[str], None]
 
@@ -178,14 +180,14 @@ def supervise(processes: Sequence[Process], settings: Settings, say: Say | None 
         return Supervisor(processes, say or _to_stderr, grace_s(settings)).run(asked)
 
 
-def up(settings: Settings, say: Say | None = None) -> int:
+def up(settings: Settings, say: Say | None = None, *, with_flower: bool = False) -> int:
     """Run everything until a stop is asked for, and return the exit status: 0 after a requested stop.
 
     Raises ConfigurationError when a server or the database is not as needed, or when another one runs here.
     """
     with StopSignal() as asked:
         try:
-            return _up(settings, asked, say or _to_stderr)
+            return _up(settings, asked, say or _to_stderr, with_flower=with_flower)
         except Interrupted:
             return 0
 
@@ -195,7 +197,7 @@ def grace_s(settings: Settings) -> float:
     return settings.call_timeout_s + 5
 
 
-def _up(settings: Settings, asked: StopSignal, say: Say) -> int:
+def _up(settings: Settings, asked: StopSignal, say: Say, *, with_flower: bool) -> int:
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -210,6 +212,10 @@ def _up(settings: Settings, asked: StopSignal, say: Say) -> int:
         logs = settings.state_dir / "logs"
         say(f"database {masked(runtime.database_url)}; logs in {logs}; Ctrl-C stops it all")
         processes = _processes(settings, runtime)
+        if with_flower:
+            port, auth = _flower_port(), flower_auth(settings)
+            say(f"Flower: http://127.0.0.1:{port}, {auth.told}")
+            processes.append(_penstock("flower", ("flower", f"--port={port}"), processes[0].env))
         return Supervisor(processes, say, grace_s(settings), logs, keep).run(asked)
 
 
@@ -221,9 +227,21 @@ def _processes(settings: Settings, runtime: Runtime) -> list[Process]:
         PENSTOCK_STATE_DIR=str(settings.state_dir),
     )
     commands = {"worker": ("worker",), "ctl": ("worker", "--ctl"), "beat": ("beat",)}
-    return [
-        Process(name, (sys.executable, "-m", "workers.cli", *words), env) for name, words in commands.items()
-    ]
+    return [_penstock(name, words, env) for name, words in commands.items()]
+
+
+def _penstock(name: str, words: Sequence[str], env: Mapping[str, str] | None) -> Process:
+    return Process(name, (sys.executable, "-m", "workers.cli", *words), env)
+
+
+def _flower_port() -> int:
+    """The usual port, or a free one when somebody has it."""
+    for port in (5555, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise ConfigurationError("Flower found no free port on 127.0.0.1")
 
 
 @contextlib.contextmanager

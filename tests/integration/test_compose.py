@@ -35,14 +35,15 @@ def interpolated(text, **given):
     return re.sub(r"\$\{(?P<name>\w+)(?P<sign>:[-?])(?P<rest>[^}]*)\}", value, text)
 
 
-SECRETS = {"REDIS_PASSWORD": "one", "POSTGRES_PASSWORD": "two"}
+SECRETS = {"REDIS_PASSWORD": "one", "POSTGRES_PASSWORD": "two", "FLOWER_AUTH": "me:three"}
 
 
 def test_services():
-    """Two servers, one migration, three kinds of process; anyone may be there several times but for the servers."""
-    assert set(SERVICES) == {"redis", "postgres", "migrate", "worker", "ctl", "beat"}
-    assert OURS == ["beat", "ctl", "migrate", "worker"]
-    assert not [name for name in OURS if {"container_name", "ports", "hostname"} & SERVICES[name].keys()]
+    """Two servers, one migration, three kinds of process and Flower; any but what has a port may be there twice."""
+    assert set(SERVICES) == {"redis", "postgres", "migrate", "worker", "ctl", "beat", "flower"}
+    assert OURS == ["beat", "ctl", "flower", "migrate", "worker"]
+    assert not [name for name in OURS if {"container_name", "hostname"} & SERVICES[name].keys()]
+    assert [name for name in OURS if "ports" in SERVICES[name]] == ["flower"]
     for service in SERVICES.values():
         assert set(service.get("depends_on", ())) <= set(SERVICES)
         named = (volume.partition(":")[0] for volume in service.get("volumes", ()))
@@ -68,7 +69,9 @@ def test_environment_is_understood(name, monkeypatch):
     assert settings.redis == "redis://:one@redis:6379/0"
     assert settings.database == "postgresql+psycopg://penstock:two@postgres:5432/penstock"
     assert (settings.collectors, settings.concurrency, settings.ip_name) == ((), 4, "compose")
-    for missing in SECRETS:
+    given = settings.flower_auth
+    assert (given and given.get_secret_value()) == ("me:three" if name == "flower" else None)
+    for missing in SECRETS if name == "flower" else ["REDIS_PASSWORD", "POSTGRES_PASSWORD"]:
         with pytest.raises(AssertionError, match=f"{missing} is required"):
             [interpolated(t, **SECRETS | {missing: ""}) for t in SERVICES[name]["environment"].values()]
 

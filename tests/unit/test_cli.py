@@ -66,7 +66,19 @@ def drawn(shown, width=140):
 def test_help_names_every_command_and_the_exit_status():
     """A script's author looks here first."""
     said = penstock("--help").output
-    for word in ("up", "worker", "beat", "db", "run", "backfill", "runs", "show", "cancel", "collectors"):
+    for word in (
+        "up",
+        "worker",
+        "beat",
+        "flower",
+        "db",
+        "run",
+        "backfill",
+        "runs",
+        "show",
+        "cancel",
+        "collectors",
+    ):
         assert f"  {word} " in said
     assert "0 all went well, 1 a run ended partial, failed or skipped, 2 usage or configuration" in " ".join(
         said.split()
@@ -112,6 +124,7 @@ def test_a_mistake_is_one_sentence(words, sentence):
         ["worker", "--ctl", "--concurrency", "9"],
         ["worker", "--concurrency", "0"],
         ["worker", "--pool", "gevent"],
+        ["flower", "--port", "65536"],
         ["runs", "--limit", "0"],
         ["rum"],
     ],

@@ -24,7 +24,7 @@ HEAVY = {"celery", "kombu", "billiard", "requests", "urllib3", "sqlalchemy", "al
 # Each reads or hands on the environment for a reason of its own; all others ask tasks/settings.py.
 ENVIRON = {
     "tasks/settings.py": "the one reader",
-    "workers/cli.py": "tells Celery's children what kind of worker they belong to",
+    "workers/cli.py": "tells Celery's children what kind of worker they belong to, and Flower nothing",
     "workers/lifecycle.py": "reads that kind",
 }
 

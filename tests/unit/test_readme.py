@@ -55,12 +55,6 @@ def command(line):
     found.make_context(name, list(words))
 
 
-def flower(line):
-    """tests/acceptance/test_flower.py starts it by the same words."""
-    typed = " ".join((ROOT / "tests/acceptance/test_flower.py").read_text().split())
-    assert ", ".join(f'"{word}"' for word in shlex.split(line)) in typed
-
-
 def compose(line):
     """Only what it names can be checked without an engine; tests/integration/test_compose.py has the rest."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -83,7 +77,6 @@ CHECKS = {
     "make": target,
     "export": setting,
     "penstock": command,
-    "celery": flower,
     "docker": compose,
     "apt-get": package,
 }

@@ -8,7 +8,7 @@ import pytest
 from resilience.errors import ConfigurationError
 from resilience.policy import BreakerPolicy, RetryPolicy
 from tasks.overrides import override_breaker, override_retry, parse_overrides
-from tasks.settings import Settings, environment, get_settings, masked
+from tasks.settings import Settings, credentials, environment, get_settings, masked
 
 
 def problem(**values):
@@ -141,9 +141,25 @@ def test_wrong_url_is_not_shown(monkeypatch, name):
     assert "hunter2" not in said
 
 
+@pytest.mark.parametrize("value", ["hunter2", "hunter2:", ":hunter2", "hunter2:ä", "hunter2:\n"])
+def test_wrong_credentials_are_not_shown(monkeypatch, value):
+    """Half of them may be the password."""
+    monkeypatch.setenv("PENSTOCK_FLOWER_AUTH", value)
+    assert problem() == "PENSTOCK_FLOWER_AUTH in the environment has to be user:password, in ASCII"
+
+
+def test_a_password_may_have_colons():
+    """A user name may not."""
+    assert credentials("me:a:b c") == ("me", "a:b c")
+
+
 def test_repr_shows_no_secret():
     """Settings end up in logs and tracebacks."""
-    settings = Settings(redis_url="redis://u:hunter2@h/0", database_url="postgresql://u:hunter2@h/d")
+    settings = Settings(
+        redis_url="redis://u:hunter2@h/0",
+        database_url="postgresql://u:hunter2@h/d",
+        flower_auth="u:hunter2",
+    )
     assert "hunter2" not in f"{settings!r} {settings}"
 
 
