@@ -1,54 +1,210 @@
-"""Stock Flower beside the fleet: it sees the workers and the tasks."""
+"""`penstock flower` beside the fleet: who is let in, what is found there, and what is nowhere."""
 
-import contextlib
-import socket
+import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
+import yaml
 
-from workers.children import spawn, stop
+from tasks.models import units
+from tests.acceptance.conftest import SECRETS
+from tests.acceptance.fleet import ROOT
+
+OPEN = {"/metrics", "/healthcheck", "/static/(.*)", ".*", "/login/?", "/logout"}
+ELSEWHERE = {
+    "FLOWER_UNAUTHENTICATED_API": "true",
+    "FLOWER_BASIC_AUTH": "me:mine",
+    "FLOWER_TASKS_COLUMNS": "args",
+}
+COLUMNS = ["name", "kwargs", "state", "retries", "result", "received", "runtime", "worker", "uuid"]
+
+
+class Dashboard:
+    """Flower as somebody with a password sees it; without `auth` as anybody does."""
+
+    def __init__(self, url, auth):
+        self.url, self.auth = url, auth
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def ask(self, path, method="GET", **options):
+        return self.session.request(
+            method, self.url + path, timeout=20, allow_redirects=False, **{"auth": self.auth} | options
+        )
+
+    def found(self, search):
+        """What the tasks page shows for this text in its search field."""
+        query = {
+            "draw": 1,
+            "start": 0,
+            "length": 1000,
+            "search[value]": search,
+            "order[0][column]": 0,
+            "columns[0][data]": "name",
+        }
+        answer = self.ask("/tasks/datatable", params=query).json()
+        assert "searchError" not in answer
+        return {row["uuid"]: row for row in answer["data"]}
+
+    def results(self, search):
+        """Of finished tasks, by unit."""
+        rows = self.found(f"{search} state:SUCCESS").values()
+        return {row["kwargs"]: row for row in rows}
+
+
+@pytest.fixture
+def dashboard(fleet):
+    """Started by the command, where somebody has opened another Flower to the world."""
+    fleet.env |= ELSEWHERE
+    said = fleet.log("flower")
+    said.unlink(missing_ok=True)
+    fleet.start("flower", "flower", "--port=0")
+    try:
+        fleet.wait_for(lambda: "Flower: " in said.read_text(), "Flower to listen")
+        url, user, place = re.search(
+            r"Flower: (\S+), user (\S+), password in (\S+)", said.read_text()
+        ).groups()
+        assert Path(place).stat().st_mode & 0o777 == 0o600
+        kept_user, password = Path(place).read_text().strip().split(":")
+        assert kept_user == user
+        made = Dashboard(url, (user, password))
+        fleet.wait_for(
+            lambda: len(made.ask("/api/workers?refresh=1").json()) >= 2, "Flower to see the workers"
+        )
+        yield made
+        made.session.close()
+    finally:
+        for name in ELSEWHERE:
+            del fleet.env[name]
+        assert fleet.stop("flower") == {"flower": 0}
 
 
 @pytest.mark.parametrize("fleet", ["sqlite-prefork"], indirect=True)
-def test_flower_shows_workers_and_tasks(fleet):
-    """By the command in the README, and under the endpoint's name."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = (
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "workers",
-        "flower",
-        "--address=127.0.0.1",
-        f"--port={port}",
+def test_flower(fleet, dashboard, upstream):
+    """In one test, because the process is the expensive part."""
+    the_password_is_needed(dashboard)
+    upstream.control("binance", fail_next=1)
+    result = fleet.collect("run", "binance.klines", "--symbols", "LTCUSDT,ETCUSDT")
+    units_are_found(fleet, dashboard, result["run"])
+    retries_are_seen(fleet, dashboard)
+    workers_are_online(dashboard)
+    no_secret_is_shown(fleet, dashboard)
+    a_taken_port_is_one_sentence(fleet, dashboard)
+    its_health_is_seen_by_compose(dashboard)
+
+
+def the_password_is_needed(dashboard):
+    """On every route of Flower's but the ones that tell little, for looking and for doing."""
+    from flower.urls import handlers
+
+    patterns = [each.regex.pattern.rstrip("$") if hasattr(each, "regex") else each[0] for each in handlers]
+    closed = [re.sub(r"\(.*\)", "x", pattern) for pattern in patterns if pattern not in OPEN]
+    assert {"/", "/tasks", "/tasks/datatable", "/api/workers", "/api/worker/shutdown/x"} <= set(closed)
+    for auth in (None, ("me", "mine"), (dashboard.auth[0], "wrong")):
+        for path in closed:
+            got = {method: dashboard.ask(path, method, auth=auth).status_code for method in ("GET", "POST")}
+            assert set(got.values()) in ({401}, {401, 405}), path
+    assert dashboard.ask("/healthcheck", auth=None).text == "OK"
+
+
+def units_are_found(fleet, dashboard, run):
+    """By name, by run and by symbol, each with what came of it."""
+    fleet.wait_for(
+        lambda: len(dashboard.results(f"kwargs:run={run} binance.klines")) == 2, "both units in Flower"
     )
-    env = fleet.env | {"FLOWER_UNAUTHENTICATED_API": "true"}
-    with fleet.log("flower").open("wb") as output:
-        flower = spawn(command, env=env, output=output)
-    session = requests.Session()
-    session.trust_env = False
+    rows = dashboard.found(f"kwargs:run={run} kwargs:symbol=LTCUSDT")
+    ((uuid, row),) = rows.items()
+    assert (row["name"], row["state"]) == ("binance.klines", "SUCCESS")
+    assert re.fullmatch(rf"symbol=LTCUSDT run={run} n=\d", row["kwargs"])
+    assert re.fullmatch(r"outcome=stored records=\d+", row["result"])
+    assert uuid in dashboard.found("binance.klines")
+    assert uuid in dashboard.found("kwargs:symbol=LTCUSDT")
+    page = dashboard.ask("/tasks").text
+    assert re.findall(r'<th data-column="(\w+)"', page) == COLUMNS
+    assert "symbol=LTCUSDT" in dashboard.ask(f"/task/{uuid}").text
 
-    def asked(path):
-        with contextlib.suppress(requests.RequestException):
-            return session.get(f"http://127.0.0.1:{port}/api/{path}", timeout=5).json()
-        return {}
 
-    try:
-        fleet.wait_for(lambda: len(asked("workers?refresh=1")) >= 2, "Flower to see the workers")
-        fleet.collect("run", "binance.klines", "--symbols", "LTCUSDT")
-        fleet.wait_for(
-            lambda: any(
-                task["name"] == "binance.klines"
-                and task["state"] == "SUCCESS"
-                and "LTCUSDT" in task["kwargs"]
-                for task in asked("tasks").values()
-            ),
-            "Flower to see the task",
-        )
-    finally:
-        session.close()
-        stop(flower, 10)
+def retries_are_seen(fleet, dashboard):
+    """The call that was answered 500, whoever made it: its unit was tried again."""
+    fleet.wait_for(lambda: fleet.rows(retried()), "a unit that was tried again")
+    row = fleet.rows(retried())[0]
+    search = f"kwargs:run={row['run']} kwargs:n={row['n']}"
+    fleet.wait_for(
+        lambda: [each for each in dashboard.found(search).values() if each["retries"] >= 1],
+        f"the retries of {search}",
+    )
+
+
+def retried():
+    found = units.select().where(units.c.retries > 0, units.c.endpoint == "binance.klines")
+    return found.order_by(units.c.run.desc())
+
+
+def workers_are_online(dashboard):
+    """The page takes them from what they said last."""
+    page = dashboard.ask("/workers?json=1").json()["data"]
+    kinds = {row["hostname"].partition("-")[0] for row in page if row["status"]}
+    assert {"units", "ctl", "alone"} <= kinds
+
+
+def no_secret_is_shown(fleet, dashboard):
+    """In no page, no answer of the API, no log and no argument."""
+    secrets = [*SECRETS.values(), urlsplit(fleet.env["PENSTOCK_REDIS_URL"]).password, dashboard.auth[1]]
+    assert all(len(secret) > 10 for secret in secrets)
+    names = dashboard.ask("/api/workers?refresh=1").json()
+    tasks = list(dashboard.found("binance.klines"))[:3]
+    paths = [
+        *(
+            "/",
+            "/workers",
+            "/workers?json=1",
+            "/tasks",
+            "/broker",
+            "/metrics",
+            "/nothing",
+            "/tasks/datatable",
+        ),
+        *("/api/workers", "/api/tasks", "/api/task/types", "/api/queues/length"),
+        *(f"/worker/{name}" for name in names),
+        *(f"/{kind}/{task}" for kind in ("task", "api/task/info", "api/task/result") for task in tasks),
+    ]
+    broken = {}
+    for path in paths:
+        answer = dashboard.ask(path)
+        shown = answer.text + json.dumps(dict(answer.headers))
+        assert not [secret for secret in secrets if secret in shown], path
+        if answer.status_code >= 400:
+            broken[path] = answer.status_code
+    assert broken == {"/nothing": 404, "/tasks/datatable": 400}
+    process = Path(f"/proc/{fleet.processes['flower'].pid}")
+    for text in (fleet.log("flower").read_text(), (process / "cmdline").read_text()):
+        assert not [secret for secret in secrets if secret in text]
+
+
+def a_taken_port_is_one_sentence(fleet, dashboard):
+    """And the status of a wrong configuration."""
+    port = urlsplit(dashboard.url).port
+    said = fleet.command("flower", f"--port={port}")
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == (
+        f"penstock: Flower cannot listen on 127.0.0.1 port {port} (Address already in use); "
+        "choose another --port or --address\n"
+    )
+
+
+def its_health_is_seen_by_compose(dashboard):
+    """By the command in the file, which fails where nobody listens."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    _, program, *words = services["flower"]["healthcheck"]["test"]
+    assert program == "python"
+    for port, healthy in ((str(urlsplit(dashboard.url).port), True), ("1", False)):
+        command = [sys.executable, *(word.replace("5555", port) for word in words)]
+        env = os.environ | {"no_proxy": "*"}
+        done = subprocess.run(command, env=env, capture_output=True, check=False, timeout=60)
+        assert (done.returncode == 0) is healthy

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import requests
 from sqlalchemy import select
 
 from tasks.models import records, workers
@@ -49,6 +50,17 @@ def served_hours(start, end):
     }
 
 
+def flower_asks_for_a_password(fleet):
+    """At the address that was said; there to be looked at by whoever may read the file that was named."""
+    url, place = re.search(
+        r"Flower: (\S+), user penstock, password in (.+)", fleet.log("up").read_text()
+    ).groups()
+    auth = tuple(Path(place).read_text().strip().split(":"))
+    with requests.Session() as session, contextlib.suppress(requests.ConnectionError):
+        session.trust_env = False
+        return [session.get(url, auth=each, timeout=20).status_code for each in (None, auth)] == [401, 200]
+
+
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -9)])
 def test_up_runs_and_leaves_nothing(tmp_path, upstream, redis_server, how, status):
     """A command from another directory finds it and collects; a Ctrl-C ends it all, and so does a kill."""
@@ -71,6 +83,7 @@ def test_up_runs_and_leaves_nothing(tmp_path, upstream, redis_server, how, statu
         assert (result["outcome"], result["records"]) == ("ok", 2 * 500)
         end = fleet.windows(result["run"])["BTCUSDT"][1]
         assert kept_hours(fleet) == served_hours(end - timedelta(hours=500), end)
+        fleet.wait_for(lambda: flower_asks_for_a_password(fleet), "Flower where `up` says that it is")
         # up, Redis, worker, ctl, alone, beat, Flower, and the children of pools
         assert len(left_of(tmp_path)) >= 7
         up.send_signal(how)

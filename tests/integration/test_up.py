@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -236,6 +237,19 @@ def test_real_workers_end_too(tmp_path, number):
     await_that(lambda: left_in(tmp_path) == [])
     print(f"{running} processes were gone {time.monotonic() - since:.2f} s after {number.name}")
     assert running > 8
+
+
+def test_flower_gets_a_free_port():
+    """The usual one if nobody has it, so that one `up` more does no harm."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then somebody else has it
+            other.bind(("127.0.0.1", 5555))
+            other.listen()
+        port = module._flower_port()
+        assert port != 5555
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
 
 
 def test_one_up_per_directory(tmp_path):
