@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -97,7 +98,7 @@ runs = Table(
     Column("lane", String(20), nullable=False),
     Column("priority", Integer, nullable=False),
     Column("on_open", String(10), nullable=False),  # skip | park
-    Column("state", String(20), nullable=False),  # planning | open | paused | done
+    Column("state", String(20), nullable=False),  # planning | open | done
     Column("outcome", String(20)),
     Column("reason", Text),
     Column("schedule", String(200)),
@@ -159,6 +160,8 @@ units = Table(
     PrimaryKeyConstraint("run", "n"),
 )
 Index("ix_units_due", units.c.run, units.c.state, units.c.not_before)
+# Written out, not bound: SQLite uses a partial index only where it sees the very condition.
+NOT_DONE = literal_column("units.state") != literal_column("'done'")
 Index(
     "ix_units_open",
     units.c.state,

@@ -7,6 +7,7 @@ sent again loses its claim if the first message was alive after all.
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any
 
 from celery import current_app, shared_task
@@ -20,17 +21,18 @@ from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.launch import broker_was_emptied
 from tasks.limits import circuits
-from tasks.models import events, runs, units, workers
+from tasks.models import NOT_DONE, events, runs, units, workers
 from tasks.outcomes import Outcome, RunOutcome, RunState, UnitState
-from tasks.runs import OPEN, carry_on, close, plan
+from tasks.runs import OPEN, carry_on, close, start, without_planner
 from tasks.settings import Settings, get_settings
 from tasks.store import db_now, reading, record_event, writing
-from tasks.units import ALONE, Poison, collect, error_facts, queue_for
+from tasks.units import ALONE, PARKED, Poison, collect, error_facts, queue_for
 
 logger = logging.getLogger(__name__)
 
 LEASE = "reconcile"  # the workers row that says when the reconciler last ran, and since when without a gap
 RESEND_AT_ONCE = 1000
+PLANS_AT_ONCE = 10
 
 
 @shared_task(name="tasks.reconcile.reconcile", ignore_result=True)
@@ -90,7 +92,7 @@ def _steady_for(settings: Settings) -> float | None:
         idle_s = (row["now"] - row["beat_at"]).total_seconds()
         if idle_s < settings.reconcile_s / 2:
             return None
-        gap = idle_s > 2.5 * settings.reconcile_s
+        gap = idle_s > settings.gone_after_s
         started_at = row["now"] if gap else row["started_at"]
         connection.execute(
             update(workers).where(workers.c.id == LEASE).values(beat_at=db_now(), started_at=started_at)
@@ -126,6 +128,7 @@ def _gone(settings: Settings) -> Any:
     unknown = ~exists().where(workers.c.id == units.c.worker)
     overdue = units.c.claimed_at < db_now(-settings.claim_max_s)
     return and_(
+        NOT_DONE,
         units.c.state == UnitState.RUNNING,
         or_(dead, overdue, and_(unknown, units.c.claimed_at < db_now(-settings.gone_after_s))),
     )
@@ -159,11 +162,13 @@ def _release_orphans(settings: Settings) -> int:
 
 def _run_alone(settings: Settings) -> int:
     """Units that were delivered too often without getting anywhere run once by themselves."""
-    suspect = and_(
+    often = and_(
         units.c.state.in_((UnitState.WAITING, UnitState.SENT)),
         units.c.deliveries >= settings.deliveries_max,
         units.c.alone.is_(False),
     )
+    due_again = and_(units.c.state == UnitState.WAITING, units.c.alone, units.c.not_before <= db_now())
+    suspect = and_(NOT_DONE, or_(often, due_again))
     with reading() as connection:  # looked for without holding up the writers
         if connection.execute(select(units.c.n).where(suspect).limit(1)).first() is None:
             return 0
@@ -195,25 +200,28 @@ def _run_alone(settings: Settings) -> int:
 
 
 def _plan_again(settings: Settings) -> int:
-    """Plan the runs whose planner is gone, or that no planner has taken up."""
+    """Have the runs planned whose planner is gone, or that no planner has taken up."""
     with reading() as connection:
-        stale = or_(runs.c.planner.is_(None), runs.c.planned_at < db_now(-settings.gone_after_s))
         waiting = list(
             connection.execute(
                 select(runs.c.id)
-                .where(runs.c.state == RunState.PLANNING, stale)
+                .where(runs.c.state == RunState.PLANNING, without_planner(settings))
                 .where(runs.c.requested_at < db_now(-settings.reconcile_s / 2))
                 .order_by(runs.c.priority.desc(), runs.c.id)
-                .limit(10)
+                .limit(PLANS_AT_ONCE)
             ).scalars()
         )
-    return _for_each(waiting, lambda run: plan(run=run))
+    # By message: a long plan here would keep the reconciler from its other duties.
+    return sum(1 for _ in takewhile(start, waiting))
 
 
 def _unpark() -> int:
     """Parked units whose circuit admits again are due at once; waves let them go as the limits admit."""
     parked = and_(
-        units.c.state == UnitState.WAITING, units.c.parked_on.is_not(None), units.c.not_before > db_now()
+        NOT_DONE,
+        units.c.state == UnitState.WAITING,
+        units.c.reason == PARKED,
+        units.c.not_before > db_now(),
     )
     with reading() as connection:
         names = list(connection.execute(select(units.c.endpoint).where(parked).distinct()).scalars())
@@ -250,7 +258,7 @@ def _send_again(settings: Settings, *, everything: bool) -> int:
             connection.execute(
                 select(units, runs.c.lane)
                 .join(runs, runs.c.id == units.c.run)
-                .where(units.c.state == UnitState.SENT, runs.c.state == RunState.OPEN, lost)
+                .where(NOT_DONE, units.c.state == UnitState.SENT, runs.c.state == RunState.OPEN, lost)
                 .order_by(runs.c.priority.desc(), units.c.run, units.c.n)
                 .limit(RESEND_AT_ONCE)
             ).mappings()
@@ -329,7 +337,6 @@ def _end_overdue() -> int:
             ).scalars()
         )
         for run in overdue:
-            _end_units(connection, run)
             unplanned = and_(runs.c.id == run, runs.c.started_at.is_(None))
             connection.execute(
                 update(runs)
@@ -340,7 +347,12 @@ def _end_overdue() -> int:
                     reason="the deadline came before it was planned",
                 )
             )
-            connection.execute(update(runs).where(runs.c.id == run).values(state=RunState.OPEN))
+            connection.execute(
+                update(runs)
+                .where(runs.c.id == run, runs.c.state != RunState.DONE)
+                .values(state=RunState.OPEN)
+            )
+            _end_units(connection, run)
     for run in overdue:
         logger.warning("run %s did not end before its deadline", run)
         close(run)
@@ -351,7 +363,7 @@ def _end_units(connection: Connection, run: int) -> None:
     """Parked units end as skipped, as do those never called; the fate of the others is unknown."""
     waiting = and_(units.c.run == run, units.c.state.in_((UnitState.WAITING, UnitState.SENT)))
     ends = (
-        (and_(waiting, units.c.parked_on.is_not(None)), Outcome.SKIPPED, "circuit_open"),
+        (and_(waiting, units.c.reason == PARKED), Outcome.SKIPPED, PARKED),
         (and_(waiting, units.c.calls == 0), Outcome.SKIPPED, "deadline"),
         (and_(units.c.run == run, units.c.state.in_(OPEN)), Outcome.ABANDONED, "deadline"),
     )

@@ -15,7 +15,7 @@ from typing import Any
 from celery import chord, shared_task
 from celery.utils import uuid
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
@@ -26,7 +26,7 @@ from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.launch import launch
 from tasks.limits import circuits, wave_weight
-from tasks.models import results, runs, units, waves
+from tasks.models import NOT_DONE, results, runs, units, waves, workers
 from tasks.outcomes import (
     ERRORS_KEPT,
     SUCCESSFUL,
@@ -40,7 +40,7 @@ from tasks.outcomes import (
     fold,
     run_outcome,
 )
-from tasks.settings import get_settings
+from tasks.settings import Settings, get_settings
 from tasks.store import db_now, finish_open_units, read_cursors, reading, writing
 from tasks.units import collect, queue_for
 
@@ -51,6 +51,8 @@ CHUNK = 2000  # unit rows in one transaction: short enough that other writers ha
 WAVES_AT_ONCE = 2
 # With two waves at most, a tiny one would keep the next from being launched before the first is through.
 LEAST_WAVE = 1 / 3
+WAVE_YOUNG = 3  # times what a wave is to take
+NOT_RUNNING = (UnitState.WAITING, UnitState.SENT)
 OPEN = (UnitState.WAITING, UnitState.SENT, UnitState.RUNNING)
 IN_FLIGHT = (UnitState.SENT, UnitState.RUNNING)
 
@@ -133,7 +135,7 @@ def plan(*, run: int) -> None:
         logger.warning("run %s cannot be planned: %s", run, error)
         with writing() as connection:
             _decide(connection, run, RunOutcome.FAILED, str(error))
-        close(run)
+        _end_what_waits(run)
         return
     if planned:
         carry_on(run)
@@ -165,7 +167,7 @@ def _take_planning(run: int) -> RowMapping | None:
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run, runs.c.state == RunState.PLANNING)
-                .where(or_(runs.c.planner.is_(None), runs.c.planned_at < db_now(-settings.gone_after_s)))
+                .where(without_planner(settings))
                 .values(planner=heartbeat.worker_id(), planned_at=db_now())
                 .returning(runs, db_now().label("now"))
             )
@@ -175,6 +177,15 @@ def _take_planning(run: int) -> RowMapping | None:
         if row is not None:
             connection.execute(delete(units).where(units.c.run == run))
     return row
+
+
+def without_planner(settings: Settings) -> Any:
+    """A condition: nobody plans the run, or its planner is gone or has been silent for too long."""
+    planner = exists().where(workers.c.id == runs.c.planner)
+    gone = exists().where(workers.c.id == runs.c.planner, workers.c.beat_at < db_now(-settings.gone_after_s))
+    silent = runs.c.planned_at < db_now(-settings.claim_max_s)
+    unknown = and_(~planner, runs.c.planned_at < db_now(-settings.gone_after_s))
+    return or_(runs.c.planner.is_(None), gone, silent, unknown)
 
 
 def _still_planning(connection: Connection, run: int) -> bool:
@@ -252,6 +263,9 @@ def carry_on(run: int) -> None:
         )
     if row is None:
         return
+    if row["outcome"] is not None:
+        _end_what_waits(run)
+        return
     endpoints = [endpoint_of(name) for name in row["endpoints"]]
     views = _circuits(endpoints)
     if row["on_open"] == "skip":
@@ -259,6 +273,13 @@ def carry_on(run: int) -> None:
     for _ in range(WAVES_AT_ONCE):
         if not _launch_wave(row, endpoints, views):
             break
+    close(run)
+
+
+def _end_what_waits(run: int) -> None:
+    """The run's end is decided: what came back to wait since then is not sent again."""
+    with writing() as connection:
+        finish_open_units(connection, run, Outcome.SKIPPED, "cancelled", states=NOT_RUNNING)
     close(run)
 
 
@@ -340,13 +361,14 @@ def _pick(
     with writing() as connection:
         locked = connection.execute(
             select(runs.c.waves)
-            .where(runs.c.id == run["id"], runs.c.state == RunState.OPEN)
+            .where(runs.c.id == run["id"], runs.c.state == RunState.OPEN, runs.c.outcome.is_(None))
             .with_for_update()
         ).one_or_none()
         if locked is None or _waves_in_flight(connection, run["id"]) >= WAVES_AT_ONCE:
             return None
         wave = locked.waves + 1
-        used = _weight_in_flight(connection, run["lane"])
+        flying = _in_flight(connection, run["lane"])
+        used = _weight_by_api(flying)
         rows: list[RowMapping] = []
         for endpoint in endpoints:
             view = views.get(endpoint.full_name)
@@ -356,11 +378,15 @@ def _pick(
             full = wave_weight(endpoint, settings.wave_s, hosts=max(hosts, 1), slots=slots)
             room = full - used.get(api, 0.0)
             count = min(int(room / endpoint.weight_max), settings.wave_max - len(rows))
-            if view is not None and view.state == CircuitState.HALF_OPEN:
-                count = min(count, view.free_permits - int(used.get(api, 0.0) / endpoint.weight_max))
+            probing = view is not None and view.state == CircuitState.HALF_OPEN
+            if view is not None and probing:
+                count = min(count, view.free_permits - flying.get(endpoint.full_name, 0))
             elif room < full * LEAST_WAVE and _more_due(connection, run["id"], endpoint.full_name, count):
                 continue
-            taken = _mark_sent(connection, run["id"], endpoint.full_name, wave, count)
+            # Another unit probes each time: the same ones might fail for reasons of their own.
+            order = units.c.sent_at.nulls_first() if probing else units.c.n
+            due = _due(run["id"], endpoint.full_name).order_by(order, units.c.n).limit(max(count, 0))
+            taken = _mark_sent(connection, run["id"], due, wave)
             used[api] = used.get(api, 0.0) + len(taken) * endpoint.weight_max
             rows.extend(taken)
         if not rows:
@@ -373,23 +399,35 @@ def _pick(
 
 
 def _waves_in_flight(connection: Connection, run: int) -> int:
+    """Waves with sent or running units; an old one no longer counts, so a few long units hold up nothing."""
+    young = select(waves.c.n).where(
+        waves.c.run == run, waves.c.launched_at > db_now(-WAVE_YOUNG * get_settings().wave_s)
+    )
     return connection.execute(
-        select(func.count(units.c.wave.distinct())).where(units.c.run == run, units.c.state.in_(IN_FLIGHT))
+        select(func.count(units.c.wave.distinct())).where(
+            units.c.run == run, units.c.state.in_(IN_FLIGHT), units.c.wave.in_(young)
+        )
     ).scalar_one()
 
 
-def _weight_in_flight(connection: Connection, lane: str) -> dict[str, float]:
-    """Weight by API that is sent, running or reserved; live work does not count what backfills have there."""
-    waiting_with_ticket = and_(units.c.state == UnitState.WAITING, units.c.ticket.is_not(None))
+def _in_flight(connection: Connection, lane: str) -> dict[str, int]:
+    """Units by endpoint that are sent, running or have a place reserved; live work ignores backfills."""
+    reserved = and_(
+        units.c.state == UnitState.WAITING, units.c.ticket.is_not(None), units.c.not_before > db_now()
+    )
     rows = connection.execute(
         select(units.c.endpoint, func.count())
         .join(runs, runs.c.id == units.c.run)
-        .where(or_(units.c.state.in_(IN_FLIGHT), waiting_with_ticket))
+        .where(NOT_DONE, or_(units.c.state.in_(IN_FLIGHT), reserved))
         .where(runs.c.lane == Lane.LIVE if lane == Lane.LIVE else runs.c.lane.is_not(None))
         .group_by(units.c.endpoint)
     )
+    return dict(rows.all())
+
+
+def _weight_by_api(flying: Mapping[str, int]) -> dict[str, float]:
     used: dict[str, float] = {}
-    for name, count in rows:
+    for name, count in flying.items():
         try:
             endpoint = endpoint_of(name)
         except ConfigurationError:
@@ -414,14 +452,12 @@ def _more_due(connection: Connection, run: int, endpoint: str, count: int) -> bo
     return connection.execute(beyond).first() is not None
 
 
-def _mark_sent(connection: Connection, run: int, endpoint: str, wave: int, count: int) -> list[RowMapping]:
-    if count < 1:
-        return []
-    due = _due(run, endpoint).order_by(units.c.attempts, units.c.n).limit(count)
+def _mark_sent(connection: Connection, run: int, due: Select[tuple[int]], wave: int) -> list[RowMapping]:
     return list(
         connection.execute(
             update(units)
-            .where(units.c.run == run, units.c.n.in_(due))
+            # The state once more: after a wait for a row's lock only this condition is looked at again.
+            .where(units.c.run == run, units.c.n.in_(due), units.c.state == UnitState.WAITING)
             .values(
                 state=UnitState.SENT,
                 wave=wave,
@@ -443,10 +479,8 @@ def accept_skipped(connection: Connection, order: Order, reason: str) -> int | N
 
 def cancel(connection: Connection, run: int, reason: str) -> None:
     """End what waits or is sent; running units finish, and the last of them closes the run."""
-    finish_open_units(
-        connection, run, Outcome.SKIPPED, "cancelled", states=(UnitState.WAITING, UnitState.SENT)
-    )
-    _decide(connection, run, RunOutcome.CANCELLED, reason)
+    _decide(connection, run, RunOutcome.CANCELLED, reason)  # first: it takes the run's lock, as all others do
+    finish_open_units(connection, run, Outcome.SKIPPED, "cancelled", states=NOT_RUNNING)
 
 
 def _decide(connection: Connection, run: int, outcome: RunOutcome, reason: str) -> None:

@@ -6,7 +6,7 @@ beats, a late tick and a double tick are harmless. What beat missed is read from
 
 import logging
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from celery import shared_task
 from sqlalchemy import Connection, RowMapping, select, update
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # After a long outage a schedule with catch-up "all" makes at most this many runs in one tick.
 CATCH_UP_AT_ONCE = 100
+# Whoever wants every slot does not want them skipped because the first one made up for still goes on.
+OVERLAP_OF = {"all": "queue"}
 
 
 def wanted(endpoint: Endpoint, names: Sequence[str]) -> bool:
@@ -78,8 +80,12 @@ def due_slots(
         return []
     if catch_up != "all" or last is None:
         return [newest]
-    missed = int((newest - last).total_seconds()) // every_s
-    return [last + timedelta(seconds=every_s * k) for k in range(1, min(missed, CATCH_UP_AT_ONCE) + 1)]
+    before_s = int(last.timestamp()) // every_s * every_s  # on the grid, also when `every` was changed
+    missed = (newest_s - before_s) // every_s
+    return [
+        datetime.fromtimestamp(before_s + every_s * k, UTC)
+        for k in range(1, min(missed, CATCH_UP_AT_ONCE) + 1)
+    ]
 
 
 @shared_task(name="tasks.schedules.tick", ignore_result=True)
@@ -108,7 +114,7 @@ def _make_due(connection: Connection, schedule: RowMapping) -> Iterable[int]:
     )
     for slot in slots:
         going = _going(connection, schedule["name"])
-        if going and schedule["overlap"] == "queue":
+        if going and "queue" in {schedule["overlap"], OVERLAP_OF.get(schedule["catch_up"])}:
             return  # the slot stays due until the run before it is done
         run = _make(connection, schedule, slot, going)
         connection.execute(

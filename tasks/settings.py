@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from resilience.errors import ConfigurationError
+from resilience.errors import ConfigurationError, ServerAwayError
 from tasks.overrides import closest, read_overrides
 from tasks.runtime import Runtime
 
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
             return _with_verified_tls(self.redis_url.get_secret_value())
         if runtime := Runtime.read(self.state_dir):
             return runtime.redis_url
-        raise ConfigurationError(
+        raise ServerAwayError(
             f"no Redis is known: start `penstock up` (none runs in {self.state_dir}) "
             "or set PENSTOCK_REDIS_URL"
         )
@@ -287,6 +287,7 @@ def _wrong_value(name: str, value: Any, given: Mapping[str, Any]) -> str:
 def _contradictions(settings: Settings) -> list[str]:
     """What no single value shows: a longer wait has to outlast the shorter one inside it."""
     rules = [
+        ("call_timeout_s", "<=", "slice_s", 1, "a call fits into a slice"),
         ("slice_s", "<", "soft_time_limit_s", 1, "a slice ends before Celery interrupts it"),
         ("soft_time_limit_s", "<", "time_limit_s", 1, "a unit is interrupted before its process is killed"),
         ("time_limit_s", "<=", "claim_max_s", 1, "no unit is taken from a process that may still run it"),

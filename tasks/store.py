@@ -5,6 +5,7 @@ changes nothing and raises ClaimLost, so a worker that was believed dead cannot 
 """
 
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,8 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -102,7 +104,15 @@ def open_engine(url: str) -> Engine:
         pool_size=8,
         max_overflow=64,
         pool_timeout=10,
-        connect_args={"connect_timeout": 5, "application_name": "penstock"},
+        connect_args={
+            "application_name": "penstock",
+            "connect_timeout": 5,
+            # A peer that is gone without a word is noticed in half a minute, not in two hours.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
     )
 
 
@@ -126,12 +136,25 @@ def _plain_errors() -> Iterator[None]:
     """Turn "the database is away" into DatabaseError; mistakes in a statement stay what they are."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        raise DatabaseError(f"the database did not answer: {_first_line(error)}", cause=error) from error
+    except PoolTimeoutError as error:
+        raise DatabaseError("the database has no connection free", cause=error) from error
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise DatabaseError(f"the database went away: {_first_line(error)}", cause=error) from error
+        if _is_away(error):
+            raise DatabaseError(f"the database did not answer: {_first_line(error)}", cause=error) from error
         raise
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether a later try may find the database as it should be."""
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if isinstance(error, InternalError):
+        return "read-only" in str(error.orig)  # PostgreSQL between a failover and the new connection
+    # SQLite says so of a missing table too, and no later try mends that.
+    return isinstance(error, OperationalError) and not _MISTAKE.search(str(error.orig))
+
+
+_MISTAKE = re.compile(r"no such (table|column)|has no column|syntax error")
 
 
 def _first_line(error: DBAPIError) -> str:

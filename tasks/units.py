@@ -44,6 +44,7 @@ from tasks.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
+PARKED = "circuit_open"  # the reason of a unit that waits for a circuit, or ended behind one
 ALONE = "alone"  # the queue of units that killed their worker
 
 # Set by the worker's lifecycle: whether this process has been asked to stop.
@@ -143,9 +144,9 @@ def next_step(
         return _wait(error.seconds, {"ticket": error.ticket}, settings)
     if isinstance(error, CircuitOpenError):
         if on_open == "skip":
-            return End(Outcome.SKIPPED, "circuit_open")
+            return End(Outcome.SKIPPED, PARKED)
         until_s = (error.retry_at - now).total_seconds() if error.retry_at else 1.0
-        return Later(max(0.0, until_s), {"parked_on": error.circuit, "ticket": None})
+        return Later(max(0.0, until_s), {"parked_on": error.circuit, "reason": PARKED, "ticket": None})
     if isinstance(error, StoreUnavailableError):
         return Later(settings.reconcile_s, {})
     if isinstance(error, RateLimitError):
@@ -280,6 +281,7 @@ class Delivery:
         return {
             "state": UnitState.DONE,
             "outcome": Outcome.STORED if self.records else Outcome.EMPTY,
+            "reason": None,
             "checkpoint": None,
             "error": None,
             "finished_at": store.db_now(),
@@ -449,6 +451,7 @@ def _columns(step: Step) -> dict[str, Any]:
         case Again(seconds, values):
             return {
                 "state": UnitState.SENT,
+                "reason": None,
                 "deliveries": 0,
                 "sent_at": store.db_now(),
                 "expected_at": store.db_now(seconds),
@@ -457,6 +460,7 @@ def _columns(step: Step) -> dict[str, Any]:
         case Later(seconds, values):
             return {
                 "state": UnitState.WAITING,
+                "reason": None,
                 "deliveries": 0,
                 "not_before": store.db_now(seconds),
                 "wave": None,

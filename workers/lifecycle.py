@@ -23,8 +23,9 @@ KIND_VARIABLE = "_PENSTOCK_WORKER_KIND"  # set by `penstock worker`: units | ctl
 PR_SET_PDEATHSIG = 1
 
 # Made before the pool forks, so that children see it too: a warm shutdown ends slices at the next page.
-_stopping = multiprocessing.get_context("fork").Event()
-units.stopping = _stopping.is_set
+# Without a lock: a child that is killed while it holds one would stop all others.
+_stopping = multiprocessing.get_context("fork").RawValue("b", 0)
+units.stopping = lambda: bool(_stopping.value)
 
 
 def kind() -> str:
@@ -54,6 +55,9 @@ class Heartbeat(threading.Thread):
                 heartbeat.beat(kind(), self.slots)
             except DatabaseError as error:
                 logger.warning("no heartbeat: %s", error)
+            except Exception:
+                # Without this thread a living worker would be taken for dead again and again.
+                logger.exception("no heartbeat")
             self.stopped.wait(interval_s)
 
     def stop(self) -> None:
@@ -114,7 +118,7 @@ def worker_starts(sender: Any, **_: Any) -> None:
 @signals.worker_shutting_down.connect
 def worker_stops(**_: Any) -> None:
     """Tell running units to end at their next page."""
-    _stopping.set()
+    _stopping.value = 1
 
 
 @signals.worker_shutdown.connect

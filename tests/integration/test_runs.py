@@ -577,3 +577,16 @@ def test_a_run_that_was_deleted_takes_everything_with_it(fleet, ask, inbox):
     assert fleet.installation.rows(waves) == fleet.installation.rows(results) == []
     with reading() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ohlcv").scalar_one() == 60
+
+
+@on_both
+def test_old_waves_do_not_hold_up_the_run(fleet, inbox):
+    """A long unit goes on for hours; two of them are not the two waves that may be in flight."""
+    fleet.configure(PENSTOCK_WAVE_MAX=1)
+    run = fleet.run("binance.klines", symbols(3), START, END)
+    assert states(fleet, run) == {"sent": 2, "waiting": 1}
+    carry_on(run)
+    assert states(fleet, run) == {"sent": 2, "waiting": 1}
+    fleet.installation.change(waves, waves.c.run == run, launched_at=db_now(-60))
+    carry_on(run)
+    assert states(fleet, run) == {"sent": 3}

@@ -130,6 +130,15 @@ def test_many_ticks_at_once_make_one_run(fleet, scheduled, slot):
     assert len(fleet.installation.rows(runs)) == 1
 
 
+def one_after_the_other(fleet):
+    """Tick until nothing is due, each run ending before the next tick; returns the runs."""
+    made = []
+    while now := tick():
+        made += now
+        fleet.installation.change(runs, runs.c.id.in_(now), state="done")
+    return made
+
+
 @on_both
 @pytest.mark.parametrize(
     ("catch_up", "missed", "slots"),
@@ -137,9 +146,8 @@ def test_many_ticks_at_once_make_one_run(fleet, scheduled, slot):
 )
 def test_catching_up(fleet, scheduled, slot, catch_up, missed, slots):
     """What beat missed follows from the last slot in SQL; a slot that is fresh is made in any case."""
-    scheduled(catch_up=catch_up, last_slot_at=slot - missed * MINUTE, overlap="replace")
-    made = tick()
-    assert len(made) == slots
+    scheduled(catch_up=catch_up, last_slot_at=slot - missed * MINUTE)
+    assert len(one_after_the_other(fleet)) == slots
     found = [row["slot_at"] for row in fleet.installation.rows(runs)]
     assert found == [slot - n * MINUTE for n in range(slots)][::-1]
 
@@ -154,19 +162,24 @@ def test_a_stale_slot_is_let_go(fleet, scheduled, monkeypatch):
     assert tick() == []
 
 
-def test_a_tick_catches_up_with_so_many_at_a_time(fleet, scheduled, slot, monkeypatch):
-    """The next ticks make the rest."""
-    monkeypatch.setattr(module, "start", lambda run: True)
-    monkeypatch.setattr(module, "CATCH_UP_AT_ONCE", 10)
-    scheduled(catch_up="all", last_slot_at=slot - 25 * MINUTE, overlap="replace")
-    assert [len(tick()) for _ in range(4)] == [10, 10, 5, 0]
+@pytest.mark.parametrize("overlap", ["skip", "queue", "replace"])
+def test_catching_up_goes_one_by_one(fleet, scheduled, slot, overlap):
+    """Whoever wants every slot gets each one collected, whatever is to happen to overlaps otherwise."""
+    scheduled(catch_up="all", last_slot_at=slot - 3 * MINUTE, overlap=overlap)
+    [first] = tick()
+    assert tick() == []
+    assert fleet.the_run(first)["slot_at"] == slot - 2 * MINUTE
+    assert fleet.result(first) is None
 
 
 @on_both
 def test_overlap_skip(fleet, scheduled, inbox, slot, caplog):
     """The run before still goes on: this slot is skipped, with a result that says so."""
-    scheduled(last_slot_at=slot - 2 * MINUTE, catch_up="all")
-    first, second = tick()
+    scheduled(last_slot_at=slot - MINUTE)
+    [first] = tick()
+    fleet.installation.change(runs, slot_at=slot - MINUTE)
+    scheduled(last_slot_at=slot - MINUTE)
+    [second] = tick()
     assert fleet.result(first) is None
     result = fleet.result(second)
     assert (result["outcome"], result["total_items"]) == ("skipped", 0)
@@ -242,13 +255,13 @@ def test_an_hour_of_minutes_with_faults(fleet, scheduled, monkeypatch):
     """Ticks late, doubled, missing for minutes: with "all" each slot has exactly one run, DST or not."""
     real = module.due_slots
     start = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)  # Europe's clocks go forward in this hour
-    scheduled(catch_up="all", overlap="replace", last_slot_at=start - MINUTE)
+    scheduled(catch_up="all", last_slot_at=start - MINUTE)
     at = {"now": start}
     monkeypatch.setattr(module, "due_slots", lambda **said: real(**said | at))
     monkeypatch.setattr(module, "start", lambda run: True)
     beats = [0, 0, 65, 66, 130, 131, 700, 701, 700, 1500, 1499, 2400, 2401, 3000, 3599, 3599]
     for beat_s in beats:
         at["now"] = start + timedelta(seconds=beat_s)
-        tick()
+        one_after_the_other(fleet)
     found = [row["slot_at"] for row in fleet.installation.rows(runs)]
     assert sorted(found) == [start + n * MINUTE for n in range(60)]

@@ -20,6 +20,7 @@ from tasks.collectors.registry import endpoint_of
 from tasks.limits import circuit_of
 from tasks.models import asana_tasks, cursors, events, metadata, ohlcv, records
 from tasks.models import units as units_table
+from tasks.store import writing
 from tasks.units import collect
 from tests.upstream import data
 
@@ -937,3 +938,14 @@ def test_a_unit_never_raises_and_never_doubles(fleet, bars, inbox, scripted, red
     assert row["outcome"] in {"stored", "failed"}
     if row["outcome"] == "stored":
         assert bars() == binance_rows("BTCUSDT")
+
+
+def test_a_table_that_is_not_there_is_a_mistake(fleet, inbox):
+    """Trying again would call the API for ever, and no later try finds it."""
+    run = fleet.run("binance.klines", ["BTCUSDT"], START, START + timedelta(minutes=60))
+    with writing() as connection:
+        connection.exec_driver_sql("DROP TABLE ohlcv")
+    inbox.drain("collect.binance", "ctl")
+    row = fleet.unit(run)
+    assert (row["state"], row["outcome"]) == ("done", "failed")
+    assert "no such table" in row["error"]["message"]
