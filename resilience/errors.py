@@ -2,6 +2,7 @@
 
 PenstockError                 message, code, details, cause, recoverable, timestamp; to_dict()
 ├── ConfigurationError          fix the configuration; never retried
+│   └── ServerAwayError           a server that we need does not answer: start it, or fix its address
 ├── Refused                     we did not call: never trips a circuit, spends no attempt
 │   ├── CircuitOpenError          retry_at, failure_count (also a pybreaker.CircuitBreakerError)
 │   └── Throttled                 retry_after_s, which limit
@@ -78,6 +79,12 @@ class ConfigurationError(PenstockError):
     """The configuration is wrong."""
 
     code = "configuration"
+
+
+class ServerAwayError(ConfigurationError):
+    """A server that is needed does not answer."""
+
+    code = "server_away"
 
 
 class Refused(PenstockError):  # noqa: N818 - the field's word for "we did not call"

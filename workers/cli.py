@@ -15,6 +15,7 @@ import click
 if TYPE_CHECKING:
     from celery import Celery
 
+    from resilience.errors import ServerAwayError
     from resilience.guard import CircuitView
     from tasks.collectors.spec import Endpoint
     from tasks.reads import RunView
@@ -407,12 +408,42 @@ def _ready() -> "Settings":
 
 
 def _servers_ready(settings: "Settings") -> None:
+    """Raise ConfigurationError unless Redis and the broker are there and will do."""
+    if away := _server_away(settings):
+        raise away[1]
+
+
+def _server_away(settings: "Settings") -> "tuple[str, ServerAwayError] | None":
+    """The server that does not answer: what it is called, and the sentence about it; None when all do.
+
+    Raises ConfigurationError for one that will not do, also while the other one is away.
+    """
+    from resilience.errors import ServerAwayError
+
+    away = None
+    for name, check in (("Redis", _check_redis), ("the broker", _check_broker)):
+        try:
+            check(settings)
+        except ServerAwayError as error:
+            away = away or (name, error)
+    return away
+
+
+def _check_redis(settings: "Settings") -> None:
+    from workers.embedded import check_redis
+
+    check_redis(settings.redis)
+
+
+def _check_broker(settings: "Settings") -> None:
+    """A broker of its own; where Redis is the broker too, that check is enough."""
     from workers.embedded import check_redis
     from workers.queues import check_broker
 
-    check_redis(settings.redis)
-    if settings.broker != settings.redis:
+    if settings.broker.startswith("amqp"):
         check_broker(settings.broker)
+    elif settings.broker != settings.redis:
+        check_redis(settings.broker, "PENSTOCK_BROKER_URL")
 
 
 def _database_ready() -> None:
@@ -454,11 +485,16 @@ def _orders(names: Sequence[str], symbols: tuple[str, ...] | None, settings: "Se
 
 
 def _make(orders: "Sequence[Order]", *, detach: bool, as_json: bool) -> None:
-    """Store the runs, have them started, and wait for them unless told otherwise."""
-    from tasks import runs
+    """Store the runs, have them started, and wait for them unless told otherwise.
 
+    A server that is away only delays them; one that will not do is said before anything is stored.
+    """
+    from tasks import runs
+    from tasks.settings import get_settings
+
+    away = _server_away(get_settings())
     numbers = [runs.request(order) for order in orders]
-    away = _start(numbers)
+    away = away or _start(numbers)
     for order, number in zip(orders, numbers, strict=True):
         _tell(f"run {number}: {', '.join(order.endpoints)}{_of_symbols(order)}")
     _tell_obstacles(numbers, away)
@@ -468,27 +504,22 @@ def _make(orders: "Sequence[Order]", *, detach: bool, as_json: bool) -> None:
         _echo_json(_in_full(numbers))
 
 
-def _start(numbers: Sequence[int]) -> str | None:
+def _start(numbers: Sequence[int]) -> "tuple[str, ServerAwayError] | None":
     """Have stored runs planned; or say what is away, and they are planned when it is back."""
-    from resilience.errors import ConfigurationError
+    from resilience.errors import ServerAwayError
     from tasks import runs
-    from tasks.settings import get_settings
 
-    try:
-        _servers_ready(get_settings())
-    except ConfigurationError as error:
-        return str(error)
     _app()
     if all(runs.start(number) for number in numbers):
         return None
-    return "it went away just now"
+    return "the broker", ServerAwayError("it went away just now")
 
 
 def _of_symbols(order: "Order") -> str:
     return f", {len(order.symbols)} symbols" if order.symbols and order.symbols != ("",) else ""
 
 
-def _tell_obstacles(numbers: Sequence[int], away: str | None) -> None:
+def _tell_obstacles(numbers: Sequence[int], away: "tuple[str, ServerAwayError] | None") -> None:
     """Say why stored runs do not start yet, if they do not."""
     from tasks import reads
     from tasks.settings import get_settings
@@ -496,7 +527,8 @@ def _tell_obstacles(numbers: Sequence[int], away: str | None) -> None:
     stored = f"run {_listed(numbers)} is" if len(numbers) == 1 else f"runs {_listed(numbers)} are"
     starts = "starts" if len(numbers) == 1 else "start"
     if away is not None:
-        return _tell(f"{stored} stored and {starts} when Redis is back: {away}")
+        server, why = away
+        return _tell(f"{stored} stored and {starts} when {server} is back: {why}")
     alive = reads.workers_alive(get_settings().gone_after_s)
     if not alive.get("ctl"):
         _tell(

@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from resilience.errors import ConfigurationError
+from resilience.errors import ConfigurationError, ServerAwayError
 from tasks.settings import masked
 from workers.children import kill, spawn, stop
 
@@ -203,26 +203,22 @@ def find_binary() -> Path:
     )
 
 
-def check_redis(url: str) -> None:
-    """See that this Redis can carry us.
+def check_redis(url: str, variable: str = "PENSTOCK_REDIS_URL") -> None:
+    """See that this Redis, known from that variable, can carry us.
 
-    Raises ConfigurationError, in one sentence that says what to do, when it is not there, refuses us, is
-    older than 6.2, is a cluster or a Sentinel, or may evict keys to make room.
+    Raises ServerAwayError when it is not there, and ConfigurationError when it will not do: it refuses us, is
+    older than 6.2, a cluster or a Sentinel, or set to evict keys. Each in one sentence that says what to do.
     """
     name = masked(url)
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=5, retry=_ONCE) as client:
             facts = client.info()
     except redis.BusyLoadingError:
-        raise ConfigurationError(
-            f"Redis at {name} is still loading its data; try again in a moment"
-        ) from None
+        raise ServerAwayError(f"Redis at {name} is still loading its data; try again in a moment") from None
     except (redis.AuthenticationError, redis.ResponseError) as error:
         raise ConfigurationError(f"Redis at {name} refuses us; check user and password ({error})") from None
     except (redis.RedisError, OSError) as error:
-        raise ConfigurationError(
-            f"there is no Redis at {name}; start it or change the URL ({error})"
-        ) from None
+        raise ServerAwayError(f"there is no Redis at {name}; start it or set {variable} ({error})") from None
     except ValueError as error:
         raise ConfigurationError(f"{name} is not a Redis URL: {error}") from None
     if problem := _problem(facts):
@@ -238,10 +234,11 @@ def _problem(facts: dict[str, str | int]) -> str | None:
     if _numbers(version) < _OLDEST:
         return f"is version {version}; 6.2 or newer is needed"
     policy = facts.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and facts.get("maxmemory"):
+    if policy != "noeviction":
+        # Without a memory limit it evicts nothing yet; who sets one later does not ask us again.
         return (
-            f"evicts keys when memory is short (maxmemory-policy {policy}), and would lose messages; "
-            "set maxmemory-policy to noeviction"
+            f"has the eviction policy {policy} and would lose messages; "
+            "tell it CONFIG SET maxmemory-policy noeviction"
         )
     return None
 

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import OperationalError
 
-from resilience.errors import ConfigurationError
+from resilience.errors import ConfigurationError, ServerAwayError
 from resilience.policy import Lane
+from tasks.settings import masked
 from tasks.units import ALONE, queue_for
 
 CTL = "ctl"
@@ -46,12 +48,17 @@ def route(
 
 
 def check_broker(url: str, *, timeout_s: float = 5.0) -> None:
-    """Raise ConfigurationError, in one sentence, when the broker cannot be reached."""
-    with Connection(url, connect_timeout=timeout_s) as connection:
-        try:
+    """Raise ServerAwayError when the broker cannot be reached, ConfigurationError when it refuses us."""
+    name = masked(url)
+    try:
+        with Connection(url, connect_timeout=timeout_s) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=timeout_s)
-        except Exception as error:
-            raise ConfigurationError(
-                f"the broker at {connection.as_uri()} does not answer ({error}): "
-                "start it, or set PENSTOCK_BROKER_URL"
-            ) from error
+    except OperationalError as error:
+        raise ServerAwayError(
+            f"the broker at {name} does not answer ({error}): start it, or set PENSTOCK_BROKER_URL"
+        ) from error
+    except Exception as error:
+        reason = getattr(error, "reply_text", None) or error
+        raise ConfigurationError(
+            f"the broker at {name} refuses us ({reason}): correct PENSTOCK_BROKER_URL"
+        ) from error

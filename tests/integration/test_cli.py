@@ -1,6 +1,7 @@
 """The command line on a real database and a real Redis."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -108,27 +109,93 @@ def test_no_redis_is_said(installation, monkeypatch, words):
     assert "no Redis is known: start `penstock up`" in result.stderr
 
 
-def test_a_redis_that_evicts_is_refused(installation, redis_url):
-    """It would lose messages."""
+@pytest.fixture
+def evicting(redis_url):
+    """The session's Redis with an eviction policy."""
     with redis.Redis.from_url(redis_url) as client:
-        client.config_set("maxmemory", "512mb")
         client.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            result = penstock("worker")
-        finally:
-            client.config_set("maxmemory-policy", "noeviction")
-            client.config_set("maxmemory", "0")
+        yield redis_url
+        client.config_set("maxmemory-policy", "noeviction")
+
+
+ALL_THAT_NEED_REDIS = [
+    ["worker"],
+    ["worker", "--ctl"],
+    ["beat"],
+    ["run", "binance", "--detach"],
+    ["backfill", "binance.klines", "--start", "2026-01-01", "--end", "2026-01-02", "--detach"],
+]
+
+
+@pytest.mark.parametrize("words", ALL_THAT_NEED_REDIS)
+def test_a_redis_that_evicts_is_refused(installation, evicting, words):
+    """It would lose messages; nothing is started on it, and no run is stored."""
+    result = penstock(*words)
     assert result.exit_code == 2
-    assert "set maxmemory-policy to noeviction" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "tell it CONFIG SET maxmemory-policy noeviction" in result.stderr
+    assert reads.latest_runs() == []
 
 
-def test_a_broker_that_is_away_is_said(installation):
-    """Even if Redis, which keeps the shared state, is there."""
-    installation.configure(PENSTOCK_BROKER_URL="redis://127.0.0.1:1/0")
+@pytest.mark.parametrize(
+    ("variable", "url", "sentence"),
+    [
+        ("PENSTOCK_REDIS_URL", "redis://:hush-hush@{redis}/0", "refuses us; check user and password"),
+        ("PENSTOCK_BROKER_URL", "redis://:hush-hush@{redis}/0", "refuses us; check user and password"),
+        ("PENSTOCK_REDIS_URL", "redis://127.0.0.1:port/0", "is not a Redis URL"),
+    ],
+)
+def test_a_run_is_not_stored_for_servers_that_will_not_do(
+    installation, redis_server, variable, url, sentence
+):
+    """Time would not mend them, so the run would never start."""
+    installation.configure(**{variable: url.format(redis=f"127.0.0.1:{redis_server.port}")})
+    result = penstock("run", "binance", "--detach")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert sentence in result.stderr
+    assert "hush-hush" not in result.stderr
+    assert reads.latest_runs() == []
+
+
+def test_a_broker_that_evicts_is_not_overlooked(installation, evicting):
+    """While Redis, which keeps the shared state, is away."""
+    installation.configure(PENSTOCK_REDIS_URL="redis://127.0.0.1:1/0", PENSTOCK_BROKER_URL=evicting)
+    result = penstock("run", "binance", "--detach")
+    assert result.exit_code == 2
+    assert "has the eviction policy allkeys-lru" in result.stderr
+    assert reads.latest_runs() == []
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "amqp://guest:hush-hush@127.0.0.1:1/vhost"])
+def test_a_broker_that_is_away_is_said(installation, url):
+    """Even if Redis, which keeps the shared state, is there; a run waits for the broker and for nothing else."""
+    installation.configure(PENSTOCK_BROKER_URL=url)
     result = penstock("worker")
     assert result.exit_code == 2
-    assert "127.0.0.1:1/0 does not answer" in result.stderr
+    assert "127.0.0.1:1/" in result.stderr
     assert "set PENSTOCK_BROKER_URL" in result.stderr
+    assert "hush-hush" not in result.stderr
+    result = penstock("run", "binance", "--detach")
+    assert result.exit_code == 0
+    assert "run 1 is stored and starts when the broker is back" in result.stderr
+    assert reads.latest_runs()[0].state == "planning"
+
+
+@pytest.mark.parametrize("part", ["password", "vhost"])
+def test_a_rabbitmq_that_refuses_us_is_said(installation, rabbitmq_url, part):
+    """Nobody waits until it thinks better of it."""
+    wrong = {
+        "password": re.sub(r":[^:@]*@", ":hush-hush@", rabbitmq_url),
+        "vhost": f"{rabbitmq_url}-hush-hush",
+    }
+    installation.configure(PENSTOCK_BROKER_URL=wrong[part])
+    result = penstock("run", "binance", "--detach")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "refuses us" in result.stderr
+    assert ("hush-hush" in result.stderr) == (part == "vhost")
+    assert reads.latest_runs() == []
 
 
 @pytest.mark.parametrize("url", [None, "redis://127.0.0.1:1/0"])

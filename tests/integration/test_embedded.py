@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from resilience.errors import ConfigurationError
+from resilience.errors import ConfigurationError, ServerAwayError
 from tasks.runtime import started
 from workers import embedded
 from workers.children import kill, spawn
@@ -228,14 +228,18 @@ def test_only_the_main_thread_starts_children():
 
 
 def test_eviction_is_refused(server):
-    """Messages and limits would vanish without a word; without a memory limit nothing is evicted."""
+    """Messages and limits would vanish without a word; and what the sentence says mends it."""
     with connect(server) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
+        for limit in ("0", "100mb"):
+            client.config_set("maxmemory", limit)
+            with pytest.raises(ConfigurationError, match="has the eviction policy allkeys-lru") as caught:
+                check_redis(server.url)
+        told = str(caught.value)
+        assert server.url not in told
+        assert not isinstance(caught.value, ServerAwayError)
+        client.execute_command(*told.partition("tell it ")[2].split())
         check_redis(server.url)
-        client.config_set("maxmemory", "100mb")
-        with pytest.raises(ConfigurationError, match="set maxmemory-policy to noeviction") as caught:
-            check_redis(server.url)
-    assert server.url not in str(caught.value)
 
 
 def test_wrong_password_is_told(server):
@@ -243,11 +247,12 @@ def test_wrong_password_is_told(server):
     with pytest.raises(ConfigurationError, match="refuses us; check user and password") as caught:
         check_redis(f"redis://:hunter2@127.0.0.1:{server.port}/0")
     assert "hunter2" not in str(caught.value)
+    assert not isinstance(caught.value, ServerAwayError)
 
 
 def test_absent_server_is_told():
     """In one line."""
-    with pytest.raises(ConfigurationError, match=r"there is no Redis at redis://127\.0\.0\.1:") as caught:
+    with pytest.raises(ServerAwayError, match=r"there is no Redis at redis://127\.0\.0\.1:") as caught:
         check_redis(f"redis://127.0.0.1:{embedded._free_port()}/0")
     assert "\n" not in str(caught.value)
 
