@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import sqlalchemy
 from sqlalchemy import func, select
 
 from tasks import schema, store
@@ -170,22 +171,22 @@ class Fleet:
     def fault(self, kind):
         """Count a fault, and remember when the last one was."""
         self.faults[kind] = self.faults.get(kind, 0) + 1
-        self.last_fault = time.monotonic()
+        self.last_fault = datetime.now(UTC)
 
     def kill_child(self):
-        """SIGKILL one pool child of one worker."""
+        """SIGKILL one pool child of one worker; while there is none, nothing happens and nothing counts."""
         member = random.choice(self.units)
         children = sorted(member.descendants())
-        if children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(random.choice(children), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            os.kill(random.choice(children), signal.SIGKILL)
             self.fault("child")
 
     def kill_worker(self, name=None):
-        """SIGKILL a whole worker; its children die with it."""
+        """SIGKILL a whole worker; its children die with it. One that is dead already does not count."""
         member = self.members[name] if name else random.choice(self.units)
-        member.process.kill()
-        self.fault("worker" if name is None else name)
+        if member.process.poll() is None:
+            member.process.kill()
+            self.fault("worker" if name is None else name)
 
     def flush(self):
         """Redis forgets everything."""
@@ -213,14 +214,11 @@ class Fleet:
         os.kill(self.redis.pid, signal.SIGCONT)
         self.fault("freeze")
 
-    def lock_database(self, seconds):
-        """Nobody can write to the SQLite file for a while."""
-        path = get_settings().database.removeprefix("sqlite:///")
-        connection = sqlite3.connect(path, isolation_level=None, timeout=60)
-        connection.execute("BEGIN EXCLUSIVE")
-        time.sleep(seconds)
-        connection.execute("ROLLBACK")
-        connection.close()
+    def take_database_away(self, seconds):
+        """Nobody can write to the SQLite file, or nobody can connect to the PostgreSQL database, for a while."""
+        url = sqlalchemy.make_url(get_settings().database)
+        with _locked(url) if url.drivername == "sqlite" else _closed(url):
+            time.sleep(seconds)
         self.fault("database")
 
     def roll(self):
@@ -256,7 +254,7 @@ class Fleet:
             with contextlib.suppress(store.DatabaseError), store.reading() as connection:
                 row = connection.execute(select(results).where(results.c.run == run)).mappings().first()
                 if row is not None:
-                    return dict(row), time.monotonic()
+                    return dict(row), datetime.now(UTC)
             assert time.monotonic() < deadline, self.state(run)
             time.sleep(0.2)
 
@@ -269,10 +267,23 @@ class Fleet:
                 .group_by(units.c.state, units.c.outcome, units.c.reason)
             ).all()
 
+    def finished(self, run):
+        """When each unit was done, in order."""
+        with store.reading() as connection:
+            chosen = select(units.c.finished_at).where(units.c.run == run)
+            return list(connection.execute(chosen.order_by(units.c.finished_at)).scalars())
+
     def closes(self, run):
         """How often any process said that it closed the run."""
-        needle = f"run {run} of pond: ".encode()
-        return sum(member.log.read_bytes().count(needle) for member in self.members.values())
+        return self.logged(f"run {run} of pond: ")
+
+    def duplicates(self):
+        """How many deliveries ended because another one had the unit."""
+        return self.logged("'outcome': 'duplicate'")
+
+    def logged(self, text):
+        """How often this stands in the logs."""
+        return sum(member.log.read_bytes().count(text.encode()) for member in self.members.values())
 
     def check_rows(self, run, but=()):
         """Compare what is stored with what the API has: returns rows missing, rows too many."""
@@ -294,6 +305,32 @@ class Fleet:
             ]
         assert len(found) == len(set(found))
         return len(wanted - set(found)), len(set(found) - wanted)
+
+
+@contextlib.contextmanager
+def _locked(url):
+    connection = sqlite3.connect(url.database, isolation_level=None, timeout=60)
+    with contextlib.closing(connection):
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def _closed(url):
+    """Neither a connection there is nor a new one works; said through the maintenance database."""
+    engine = sqlalchemy.create_engine(
+        url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
+    with engine.connect() as connection:
+        try:
+            connection.exec_driver_sql(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (url.database,)
+            )
+            yield
+        finally:
+            connection.exec_driver_sql(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
 
 
 def _ms(at: datetime) -> int:

@@ -1,19 +1,25 @@
 """Break everything that can break, and see that nothing is lost, doubled or closed twice."""
 
 import contextlib
+import math
 import os
 import random
 import time
+from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
+from sqlalchemy import make_url
 
 from tasks.outcomes import RunKind
 from tasks.runs import Order, request, start
+from tasks.settings import get_settings
 from tests.chaos.fleet import Fleet, report
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 UNITS = int(os.environ.get("PENSTOCK_TEST_CHAOS_UNITS", "2000"))
+CLOSE_S = 30  # after the last fault or the last unit, whichever is later
 
 
 @pytest.fixture(autouse=True)
@@ -51,41 +57,71 @@ def launch(symbols):
     return run
 
 
-def finish(name, fleet, run, *, units=None, slack_s=30, failed=0, but=(), began=None, **figures):
+def finish(name, fleet, run, *, failed=0, but=(), began=None, **figures):
     """Wait for the close, assert what every scenario has to hold, and print the figures."""
-    units = units or fleet.symbols
     result, closed_at = fleet.wait_for_close(run)
     time.sleep(6)  # one more reconcile: a second close would show now
-    stats = fleet.upstream.stats("binance")
+    requests = fleet.upstream.stats("binance")["requests"]
     missing, extra = fleet.check_rows(run, but)
+    finished = fleet.finished(run)
+    after_fault_s = (closed_at - fleet.last_fault).total_seconds() if fleet.last_fault else None
+    after_unit_s = (closed_at - finished[-1]).total_seconds()
     report(
         name,
-        units=units,
+        database=make_url(get_settings().database).get_backend_name(),
+        units=fleet.symbols,
         faults=fleet.faults,
-        lost=units - result["successful_items"] - failed,
+        lost=fleet.symbols - result["successful_items"] - failed,
         rows_missing=missing,
         rows_extra=extra,
         closes=fleet.closes(run),
-        extra_calls=stats["requests"] - result["calls"] if name == "none" else stats["requests"] - units,
+        extra_calls=requests - fleet.symbols,
+        duplicates=fleet.duplicates(),
         resent=result["resent"],
-        seconds_after_last_fault=round(closed_at - fleet.last_fault, 1) if fleet.last_fault else None,
-        seconds=round(closed_at - began, 1) if began else None,
+        seconds_after_last_fault=after_fault_s and round(after_fault_s, 1),
+        seconds_after_last_unit=round(after_unit_s, 1),
+        longest_standstill_s=round(standstill_s(fleet.last_fault, finished), 1),
+        seconds=began and round((closed_at - began).total_seconds(), 1),
         restarts=sum(member.starts - 1 for member in fleet.members.values()),
         **figures,
     )
-    assert result["total_items"] == units
-    assert result["successful_items"] == units - failed
+    assert result["total_items"] == fleet.symbols
+    assert result["successful_items"] == fleet.symbols - failed
     assert (missing, extra) == (0, 0)
     assert fleet.closes(run) == 1
-    if fleet.last_fault:
-        assert closed_at - fleet.last_fault <= slack_s
+    assert min(after_unit_s, after_fault_s or after_unit_s) <= CLOSE_S
     return result
+
+
+def standstill_s(last_fault, finished):
+    """The longest time after the last fault in which no unit was done."""
+    since = last_fault or finished[0]
+    times = [since, *(at for at in finished if at > since)]
+    return max(((after - before).total_seconds() for before, after in pairwise(times)), default=0.0)
+
+
+def kill(fleet, run, wanted):
+    """Kill what has been killed least of what is wanted, up to nine tenths of the units or as long as it takes."""
+    fleet.wait_for(run, min(50, 0.1 * fleet.symbols))
+
+    def missing():
+        return any(fleet.faults.get(kind, 0) < count for kind, count in wanted.items())
+
+    while (done := fleet.done(run)) < 0.9 * fleet.symbols or (missing() and done < fleet.symbols):
+        kind = min(wanted, key=lambda kind: fleet.faults.get(kind, 0) / wanted[kind])
+        if kind == "child":
+            fleet.kill_child()
+            time.sleep(0.7)
+        else:
+            fleet.kill_worker(None if kind == "worker" else kind)
+            time.sleep(2.0)
+    assert not missing(), f"{fleet.faults} of {wanted}: the units did not last"
 
 
 def test_no_faults(fleet, database):
     """Nothing is sent twice and nothing called twice when nothing goes wrong."""
     fleet = fleet(symbols=UNITS, database=database)
-    began = time.monotonic()
+    began = datetime.now(UTC)
     run = launch(UNITS)
     result = finish("none", fleet, run, began=began)
     assert result["resent"] == 0
@@ -94,18 +130,19 @@ def test_no_faults(fleet, database):
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_kills(fleet, database, pool):
-    """Pool children and whole workers are killed at random; with threads a kill takes everything in flight."""
-    fleet = fleet(symbols=UNITS, database=database, pool=pool, concurrency=4 if pool == "prefork" else 16)
+    """Pool children, whole workers and now and then ctl are killed; with threads a kill takes everything in flight."""
+    wanted = {"worker": math.ceil(UNITS / 100), "ctl": math.ceil(UNITS / 1000)}
+    if pool == "prefork":
+        wanted["child"] = math.ceil(UNITS / 40)
+    fleet = fleet(
+        symbols=UNITS,
+        database=database,
+        pool=pool,
+        concurrency=4 if pool == "prefork" else 16,
+        latency_ms=max(50, 100_000 // UNITS),  # a few units last long enough for faults too
+    )
     run = launch(UNITS)
-    fleet.wait_for(run, 50)
-    while fleet.done(run) < 0.9 * UNITS:
-        if pool == "prefork":
-            fleet.kill_child()
-            time.sleep(0.7)
-        if random.random() < 0.3:
-            fleet.kill_worker()
-            time.sleep(2.0)
-        time.sleep(0.5)
+    kill(fleet, run, wanted)
     finish(f"kills-{pool}", fleet, run)
 
 
@@ -137,12 +174,12 @@ def test_redis_frozen(fleet):
     finish("redis-frozen", fleet, run)
 
 
-def test_database_away(fleet):
-    """Nobody can write for thirty seconds; no attempt and no delivery is spent."""
-    fleet = fleet(symbols=UNITS)
+def test_database_away(fleet, database):
+    """Locked, or refusing everybody, for thirty seconds; no attempt and no delivery is spent."""
+    fleet = fleet(symbols=UNITS, database=database)
     run = launch(UNITS)
     fleet.wait_for(run, 0.4 * UNITS)
-    fleet.lock_database(30)
+    fleet.take_database_away(30)
     result = finish("database-away", fleet, run)
     assert result["retries"] == 0
 
@@ -152,6 +189,7 @@ def test_every_message_twice(fleet):
     fleet = fleet(symbols=UNITS, app="tests.chaos.doubled")
     run = launch(UNITS)
     finish("doubled", fleet, run)
+    assert fleet.duplicates() >= UNITS / 2  # they came
 
 
 def test_rolling_restart(fleet):
@@ -160,7 +198,7 @@ def test_rolling_restart(fleet):
     run = launch(UNITS)
     fleet.wait_for(run, 0.2 * UNITS)
     took = fleet.roll()
-    result = finish("rolling", fleet, run, slack_s=60, longest_exit_s=round(max(took), 1))
+    result = finish("rolling", fleet, run, longest_exit_s=round(max(took), 1))
     assert result["retries"] == 0
     assert max(took) <= 45
 
@@ -182,12 +220,6 @@ def test_ten_thousand(fleet):
     """10,000 units and at least 120 kills."""
     fleet = fleet(symbols=10_000)
     run = launch(10_000)
-    fleet.wait_for(run, 50)
-    while fleet.done(run) < 9_000:
-        fleet.kill_child()
-        time.sleep(0.6)
-        if random.random() < 0.2:
-            fleet.kill_worker()
-            time.sleep(1.5)
-    finish("ten-thousand", fleet, run, slack_s=60)
+    kill(fleet, run, {"child": 100, "worker": 20, "ctl": 3})
+    finish("ten-thousand", fleet, run)
     assert sum(fleet.faults.values()) >= 120
