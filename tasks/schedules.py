@@ -12,7 +12,7 @@ from celery import shared_task
 from sqlalchemy import Connection, RowMapping, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tasks.collectors.registry import collectors
+from tasks.collectors.registry import collectors, scheduled
 from tasks.collectors.spec import Endpoint
 from tasks.models import runs, schedules
 from tasks.outcomes import RunKind, RunState
@@ -28,26 +28,23 @@ CATCH_UP_AT_ONCE = 100
 OVERLAP_OF = {"all": "queue"}
 
 
-def wanted(endpoint: Endpoint, names: Sequence[str]) -> bool:
-    """Whether the setting `schedules` asks for this endpoint: by its name, its collector's, or `*`."""
-    return bool({"*", endpoint.api.name, endpoint.full_name} & set(names))
-
-
 def sync() -> list[str]:
-    """Write the schedules of all declared endpoints to SQL; returns the names of those that are enabled."""
-    settings = get_settings()
+    """Write the schedules of all declared endpoints to SQL; returns the names of those that are enabled.
+
+    Raises ConfigurationError, and writes nothing, when the setting asks for one that is not there.
+    """
+    enabled = scheduled()
     declared = [
         endpoint
         for api in collectors().values()
         for endpoint in api.endpoints.values()
         if endpoint.every is not None
     ]
-    enabled = [endpoint.full_name for endpoint in declared if wanted(endpoint, settings.schedules)]
     with writing() as connection:
         connection.execute(update(schedules).values(enabled=False))
         for endpoint in declared:
             _write(connection, endpoint, enabled=endpoint.full_name in enabled)
-    return enabled
+    return sorted(enabled)
 
 
 def _write(connection: Connection, endpoint: Endpoint, *, enabled: bool) -> None:

@@ -94,9 +94,11 @@ def main() -> None:
 @click.option("--flower/--no-flower", "with_flower", default=True, show_default=True, help="Flower, too.")
 def up(*, with_flower: bool) -> None:
     """Run everything here: Redis if none is given, worker, ctl worker, beat and Flower."""
+    from tasks.collectors.registry import scheduled
     from tasks.settings import get_settings
     from workers.up import up as run_up
 
+    scheduled()
     sys.exit(run_up(get_settings(), with_flower=with_flower))
 
 
@@ -139,8 +141,10 @@ def worker(
 
 def _supervise_ctl(loglevel: str | None) -> None:
     """Run the ctl worker and the one for suspects, and end with them."""
+    from tasks.collectors.registry import scheduled
     from workers.up import Process, supervise
 
+    scheduled()
     settings = _ready()
     options = ("--loglevel", loglevel) if loglevel else ()
     command = (sys.executable, "-m", "workers.cli", "worker")
@@ -180,8 +184,10 @@ def _work(kind: str, queues: Sequence[str] | None, pool: str, concurrency: int, 
 @loglevel_option
 def beat(loglevel: str | None) -> None:
     """Run the clock that starts scheduled runs and the reconciler; two of them do no harm."""
+    from tasks.collectors.registry import scheduled
     from tasks.settings import get_settings
 
+    scheduled()
     _servers_ready(get_settings())
     level = (loglevel or get_settings().log_level).upper()
     _app().Beat(loglevel=level, quiet=True).run()
@@ -350,9 +356,8 @@ def list_collectors(*, as_json: bool) -> None:
 
 def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, Any]:
     """What `penstock collectors` says about an endpoint."""
+    from tasks.collectors.registry import scheduled
     from tasks.reads import iso
-    from tasks.schedules import wanted
-    from tasks.settings import get_settings
 
     symbols = endpoint.symbols
     return {
@@ -362,7 +367,7 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
         "symbols": None if callable(symbols) or symbols is None else len(symbols),
         "symbols_from": "function" if callable(symbols) else "none" if symbols is None else "list",
         "every_s": None if endpoint.every is None else int(endpoint.every.total_seconds()),
-        "scheduled": endpoint.every is not None and wanted(endpoint, get_settings().schedules),
+        "scheduled": endpoint.full_name in scheduled(),
         "limits": [
             f"{limit.spec} per {_per(limit.per)}" for limit in (*endpoint.api.limits, *endpoint.limits)
         ],

@@ -71,6 +71,26 @@ def endpoint_of(full_name: str) -> Endpoint:
     return found[0]
 
 
+def scheduled() -> frozenset[str]:
+    """The full names of the endpoints that the setting `schedules` asks for.
+
+    Raises ConfigurationError for a name that is not there, and for one without an interval to run at.
+    """
+    found, names = collectors(), get_settings().schedules
+    try:
+        asked = {name: find(found, name) for name in names if name != "*"}
+    except ConfigurationError as error:
+        raise ConfigurationError(f"PENSTOCK_SCHEDULES: {error}") from None
+    for name, endpoints in asked.items():
+        if not any(each.every for each in endpoints):
+            raise ConfigurationError(
+                f"PENSTOCK_SCHEDULES: {name} has no interval; give it one, as in every = '5m'"
+            )
+    if "*" in names:
+        asked = {name: list(api.endpoints.values()) for name, api in found.items()}
+    return frozenset(each.full_name for endpoints in asked.values() for each in endpoints if each.every)
+
+
 def _import(name: str, known: Mapping[str, str]) -> Api:
     target = name if ":" in name else known.get(name)
     if target is None:

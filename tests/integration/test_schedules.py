@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import insert, update
 
+from resilience.errors import ConfigurationError
 from tasks import schedules as module
 from tasks.models import runs, schedules, units
 from tasks.runs import carry_on, plan
@@ -71,6 +72,15 @@ def test_declarations_become_schedules(fleet):
     assert len(sync()) == 3
     row = fleet.installation.rows(schedules, schedules.c.name == "binance.klines")[0]
     assert (row["every_s"], row["overlap"], row["catch_up"]) == (300, "queue", "all")
+
+
+def test_a_schedule_of_nothing_is_said(fleet, scheduled):
+    """And what was enabled before stays so."""
+    for names in ("binance.klines,nope.klines", "*,nope", "binance.kline"):
+        fleet.configure(PENSTOCK_SCHEDULES=names)
+        with pytest.raises(ConfigurationError, match=r"^PENSTOCK_SCHEDULES: (there is|binance has) no "):
+            sync()
+    assert fleet.installation.rows(schedules, schedules.c.name == "binance.klines")[0]["enabled"] is True
 
 
 def test_a_schedule_whose_collector_is_gone_is_not_run(fleet, scheduled):

@@ -136,6 +136,36 @@ def test_wrong_usage_ends_with_2(words):
     assert "Error: " in result.stderr
 
 
+@pytest.mark.parametrize("words", [["worker", "--ctl"], ["beat"], ["up"], ["collectors"]])
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("nope.klines", "PENSTOCK_SCHEDULES: there is no collector 'nope'"),
+        ("*,binance.kline", "PENSTOCK_SCHEDULES: binance has no endpoint 'kline'; did you mean klines?"),
+        ("idle", "PENSTOCK_SCHEDULES: idle has no interval"),
+    ],
+)
+def test_a_schedule_of_nothing_is_one_sentence(monkeypatch, tmp_path, words, names, sentence):
+    """It would never run, and nobody would say so; nothing is started and nothing written."""
+    from tasks.collectors import Api, registry
+
+    idle = Api("idle", "https://idle.example")
+
+    @idle.endpoint("/", key="id")
+    def things(row, unit):
+        return row
+
+    known = registry.load(["binance"], {}) | {"idle": idle}
+    monkeypatch.setenv("PENSTOCK_SCHEDULES", names)
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "collectors", lambda: known)
+        result = penstock(*words)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert sentence in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_that_are_wrong_are_each_a_line(monkeypatch):
     """All of them at once, not one after the other."""
     monkeypatch.setenv("PENSTOCK_CONCURRENCY", "many")
