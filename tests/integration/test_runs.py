@@ -392,7 +392,7 @@ def test_a_run_is_closed_once(fleet, ask, inbox, caplog):
         gate.wait()
         told.append(close(run))
 
-    with caplog.at_level(logging.INFO, logger="tasks.runs"):
+    with caplog.at_level(logging.INFO, logger="tasks.results"):
         in_threads(work, 8)
     [result] = [each for each in told if each is not None]
     assert isinstance(result, CollectionResult)
@@ -447,7 +447,7 @@ def test_the_result_of_a_mixed_run(fleet, inbox, upstream, caplog):
     }
     change(units, units.c.n == 4, **lost)
     change(units, units.c.n == 5, state="done", outcome="skipped", reason="cancelled")
-    with caplog.at_level(logging.INFO, logger="tasks.runs"):
+    with caplog.at_level(logging.INFO, logger="tasks.results"):
         result = close(run)
     row, stored = fleet.the_run(run), fleet.result(run)
     assert stored == {"run": run} | {name: getattr(result, name) for name in stored if name != "run"}
@@ -512,7 +512,7 @@ def test_a_skipped_run_leaves_a_line_and_a_result(fleet, caplog, reason):
     with writing() as connection:
         run = module.accept_skipped(connection, order(), reason)
         assert module.accept_skipped(connection, order(), reason) is None
-    with caplog.at_level(logging.INFO, logger="tasks.runs"):
+    with caplog.at_level(logging.INFO, logger="tasks.results"):
         close(run)
     result = fleet.result(run)
     assert (result["outcome"], result["total_items"], result["errors"]) == ("skipped", 0, [])
