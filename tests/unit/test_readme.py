@@ -38,6 +38,13 @@ def target(line):
     assert all(re.search(rf"^{word}:", makefile, re.MULTILINE) for word in words)
 
 
+def activation(line):
+    """`. .venv/bin/activate`: where `make setup` makes it."""
+    assert re.search(
+        rf"^BIN := {Path(shlex.split(line)[1]).parent}$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+
+
 def setting(line):
     """`export PENSTOCK_X=y`: a setting that exists, with a value that it takes."""
     name, _, value = line.removeprefix("export ").partition("=")
@@ -75,6 +82,7 @@ def package(line):
 
 CHECKS = {
     "make": target,
+    ".": activation,
     "export": setting,
     "penstock": command,
     "docker": compose,
