@@ -19,6 +19,9 @@ from tasks.store import db_now, reading, writing
 # Rows of processes that are long gone are deleted; nothing refers to them any more by then.
 KEEP_S = 24 * 3600
 
+# The id and kind of the row that says when the reconciler last ran, and since when without a gap.
+LEASE = "reconcile"
+
 
 @lru_cache(maxsize=2)
 def _id_of(pid: int) -> str:

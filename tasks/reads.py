@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, literal, select
 
 from tasks.collectors.spec import Endpoint
-from tasks.models import events, records, results, runs, schedules, units, waves, workers
+from tasks.heartbeat import LEASE
+from tasks.models import NOT_DONE, events, records, results, runs, schedules, units, waves, workers
 from tasks.outcomes import ERRORS_KEPT, SUCCESSFUL, UNSUCCESSFUL, Outcome, RunState, UnitState
 from tasks.store import db_now, reading
 
@@ -216,6 +217,16 @@ class RunDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulse:
+    """What shows whether the processes of one host get on."""
+
+    alive: Mapping[str, int]  # slots with a young heartbeat, by kind
+    running: int  # units that its processes hold
+    overdue: Sequence[tuple[str, str]]  # anybody's: endpoint and lane of units that were sent long ago
+    reconciled_s: float | None  # seconds since the reconciler last ran, anywhere; None: never
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleView:
     """A schedule as SQL has it."""
 
@@ -300,6 +311,33 @@ def workers_alive(gone_after_s: float) -> dict[str, int]:
             .group_by(workers.c.kind)
         )
         return {kind: int(slots) for kind, slots in rows}
+
+
+def pulse(host: str, gone_after_s: float, late_after_s: float) -> Pulse:
+    """How the processes of this host fare; overdue are units that should have run `late_after_s` ago."""
+    alive = select(workers.c.kind, func.sum(workers.c.slots)).where(
+        workers.c.host == host, workers.c.beat_at >= db_now(-gone_after_s), workers.c.stopped_at.is_(None)
+    )
+    here = select(workers.c.id).where(workers.c.host == host)
+    running = select(func.count()).where(
+        NOT_DONE, units.c.state == UnitState.RUNNING, units.c.worker.in_(here)
+    )
+    overdue = (
+        select(units.c.endpoint, runs.c.lane)
+        .distinct()
+        .join(runs, runs.c.id == units.c.run)
+        .where(NOT_DONE, units.c.state == UnitState.SENT, units.c.alone.is_(False))
+        .where(units.c.expected_at < db_now(-late_after_s), runs.c.state == RunState.OPEN)
+    )
+    reconciled = select(db_now(), workers.c.beat_at).where(workers.c.id == LEASE)
+    with reading() as connection:
+        ran = connection.execute(reconciled).first()
+        return Pulse(
+            alive={kind: int(slots) for kind, slots in connection.execute(alive.group_by(workers.c.kind))},
+            running=connection.execute(running).scalar_one(),
+            overdue=[(endpoint, lane) for endpoint, lane in connection.execute(overdue)],
+            reconciled_s=None if ran is None else (ran[0] - ran[1]).total_seconds(),
+        )
 
 
 def events_after(last: int = 0, *, limit: int = 100) -> list[EventView]:

@@ -19,6 +19,7 @@ from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailabl
 from tasks import heartbeat
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
+from tasks.heartbeat import LEASE
 from tasks.launch import broker_was_emptied
 from tasks.limits import circuits
 from tasks.models import NOT_DONE, events, runs, units, workers
@@ -30,7 +31,6 @@ from tasks.units import ALONE, PARKED, Poison, collect, error_facts, queue_for
 
 logger = logging.getLogger(__name__)
 
-LEASE = "reconcile"  # the workers row that says when the reconciler last ran, and since when without a gap
 RESEND_AT_ONCE = 1000
 PLANS_AT_ONCE = 10
 
@@ -267,7 +267,7 @@ def _send_again(settings: Settings, *, everything: bool) -> int:
         return 0
     _, slots = heartbeat.alive("units", settings.gone_after_s)
     lanes = {row["run"]: row["lane"] for row in rows}
-    queued = {} if everything else _messages({_queue(row, lanes) for row in rows})
+    queued = {} if everything else ready_messages({_queue(row, lanes) for row in rows})
     missing = [row for row in rows if queued.get(_queue(row, lanes), 0) < max(slots, 1)]
     if not missing:
         return 0
@@ -299,7 +299,7 @@ def _last_loss(connection: Connection, settings: Settings) -> Any:
     return max(known) if known else db_now(-10 * 365 * 86400)
 
 
-def _messages(names: Iterable[str]) -> dict[str, int]:
+def ready_messages(names: Iterable[str]) -> dict[str, int]:
     """Ready messages by queue; a queue that is not there has none."""
     counts: dict[str, int] = {}
     with current_app.connection_for_read() as connection:

@@ -38,6 +38,12 @@ class Sentence(click.ClickException):
             click.echo(f"penstock: {line}", file=file or sys.stderr)
 
 
+class Unhealthy(Sentence):
+    """What does not get on; container engines keep status 2 for themselves."""
+
+    exit_code = 1
+
+
 class Plain(click.Group):
     """Turns our own errors into sentences; only those, for any other is a mistake of ours to be seen."""
 
@@ -216,6 +222,26 @@ def flower(address: str, port: int, loglevel: str | None) -> None:
     from workers.flower import serve
 
     serve(app, auth, address, port, _tell)
+
+
+@main.command(epilog="Exit status: 0 it gets on, 1 it does not, or that cannot be seen, 2 usage.")
+@click.option("--worker", "part", flag_value="worker", help="Workers take their units. The default.")
+@click.option("--ctl", "part", flag_value="ctl", help="The reconciler runs, here or elsewhere.")
+@click.option("--beat", "part", flag_value="beat", help="The same, which beat sends.")
+@click.option("--flower", "part", flag_value="flower", help="Flower answers on port 5555.")
+def health(part: str | None) -> None:
+    """Say whether the processes of one kind on this host get on; made for health checks."""
+    from resilience.errors import PenstockError
+    from tasks.settings import get_settings
+    from workers.health import Part, look
+
+    wanted = Part(part or "worker")
+    try:
+        if wanted != Part.FLOWER:
+            _database_ready()
+        click.echo(look(wanted, get_settings()))
+    except (PenstockError, Sentence) as error:
+        raise Unhealthy(str(error)) from error
 
 
 @main.group("db")

@@ -35,6 +35,11 @@ def interpolated(text, **given):
     return re.sub(r"\$\{(?P<name>\w+)(?P<sign>:[-?])(?P<rest>[^}]*)\}", value, text)
 
 
+def penstock(*words):
+    command = [sys.executable, "-m", "workers.cli", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 SECRETS = {"REDIS_PASSWORD": "one", "POSTGRES_PASSWORD": "two", "FLOWER_AUTH": "me:three"}
 
 
@@ -55,8 +60,7 @@ def test_command_exists(name):
     """Each is understood by the real command."""
     program, *words = SERVICES[name]["command"]
     assert program == "penstock"
-    command = [sys.executable, "-m", "workers.cli", *words, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = penstock(*words, "--help")
     assert (done.returncode, done.stdout.split()[0]) == (0, "Usage:"), done.stderr
 
 
@@ -80,6 +84,34 @@ def test_stop_leaves_time():
     """A worker that was told to stop may finish its slice."""
     for name in OURS:
         assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > Settings().slice_s
+
+
+@pytest.mark.parametrize("name", ["worker", "ctl", "beat", "flower"])
+def test_health_is_progress(name):
+    """Asked for by our own command, of the same part as the service runs; a look has the time it takes."""
+    health = SERVICES[name]["healthcheck"]
+    assert health["test"] == ["CMD", "penstock", "health", f"--{name}"]
+    done = penstock(*health["test"][2:], "--help")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "Usage:"), done.stderr
+    assert float(health["timeout"].removesuffix("s")) >= 20
+    assert float(health["start_period"].removesuffix("s")) >= Settings().late_after_s
+
+
+def test_what_is_required_is_required_everywhere():
+    """A start without a secret names it: Compose itself does so, wherever none of them may be empty."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    written = re.findall(r"\$\{(\w+)([^}]*)\}", text)
+    assert {name for name, rest in written if rest.startswith(":?")} == set(SECRETS)
+    assert not [name for name, rest in written if name in SECRETS and not re.match(r":\?\w", rest)]
+    assert not re.search(r"\$(?!\{)", text), "nothing is filled in without braces"
+
+
+def test_nobody_is_root_or_has_more_than_it_needs():
+    """The image's user is the one that runs; no service asks for rights of the host."""
+    asked = {"privileged", "user", "cap_add", "network_mode", "pid", "devices"}
+    assert not [name for name in OURS if asked & SERVICES[name].keys()]
+    (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert int(user) > 0
 
 
 def test_ports_are_on_loopback():
@@ -119,7 +151,7 @@ def test_redis_as_configured_is_accepted(tmp_path, missing_server):
 
 
 def test_image_has_what_the_wheel_needs():
-    """Every file that is copied exists and reaches the engine; the pins are pins; nobody is root."""
+    """Every file that is copied exists and reaches the engine; the pins are pins."""
     copied = [
         word for line in re.findall(r"^COPY (.*)", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]
     ]
@@ -133,4 +165,3 @@ def test_image_has_what_the_wheel_needs():
     ]
     assert len(found) > 30
     assert all(len(each.specifier) == 1 and str(each.specifier).startswith("==") for each in found)
-    assert re.search(r"^USER [1-9]", DOCKERFILE, re.MULTILINE)

@@ -71,6 +71,7 @@ def test_help_names_every_command_and_the_exit_status():
         "worker",
         "beat",
         "flower",
+        "health",
         "db",
         "run",
         "backfill",
