@@ -5,12 +5,26 @@ import pytest
 from resilience.policy import Limit
 from tests.chaos.fleet import Fleet, report
 from tests.chaos.test_chaos import launch
+from tests.integration.test_limit_exactness import usable
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 SYMBOLS = 900
 WEIGHT = 2
 SPEC = Limit("60/1s")
+PACE_S = WEIGHT / SPEC.rate_for(WEIGHT)
+CALM_S = 10
+
+
+def best_share(times):
+    """What was used of the limit less burst in the best ten seconds, without gaps in which nobody asked.
+
+    A machine that is busy with something else keeps the processes from asking, but not all the time.
+    """
+    spans = (
+        [at for at in times if 0 <= at - since < CALM_S] for since in times if since + CALM_S <= times[-1]
+    )
+    return max(len(span) / usable(span, PACE_S) for span in spans)
 
 
 def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
@@ -33,8 +47,7 @@ def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
     # From the second on, so that neither the start of the fleet nor the end of the work is counted.
     first, last = arrivals[0] + 5, arrivals[-1] - 3
     steady = [at for at in arrivals if first <= at < last]
-    ideal = SPEC.rate_for(WEIGHT) / WEIGHT * (last - first)
-    share = len(steady) / ideal
+    share, best = len(steady) * PACE_S / (last - first), best_share(steady)
     report(
         "limit",
         processes=8,
@@ -44,8 +57,10 @@ def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
         limit=SPEC.amount,
         calls_per_second=round(len(steady) / (last - first), 2),
         share_of_limit_less_burst=round(share, 4),
+        share_in_the_best_ten_seconds=round(best, 4),
         waits=result["waits"],
     )
     assert result["successful_items"] == SYMBOLS
     assert stats["limits"][0]["over_window"] == 0
     assert stats["violations"] == 0
+    assert best >= 0.98
