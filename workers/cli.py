@@ -104,8 +104,13 @@ def up(*, with_flower: bool) -> None:
     from tasks.settings import get_settings
     from workers.up import up as run_up
 
+    settings = get_settings()
     scheduled()
-    sys.exit(run_up(get_settings(), with_flower=with_flower))
+    if settings.broker_url:
+        from workers.queues import check_broker
+
+        check_broker(settings.broker)
+    sys.exit(run_up(settings, with_flower=with_flower))
 
 
 @main.command()
@@ -468,13 +473,10 @@ def _check_redis(settings: "Settings") -> None:
 
 def _check_broker(settings: "Settings") -> None:
     """A broker of its own; where Redis is the broker too, that check is enough."""
-    from workers.embedded import check_redis
     from workers.queues import check_broker
 
-    if settings.broker.startswith("amqp"):
+    if settings.broker.startswith("amqp") or settings.broker != settings.redis:
         check_broker(settings.broker)
-    elif settings.broker != settings.redis:
-        check_redis(settings.broker, "PENSTOCK_BROKER_URL")
 
 
 def _database_ready() -> None:
@@ -547,7 +549,9 @@ def _start(numbers: Sequence[int]) -> "tuple[str, ServerAwayError] | None":
 
 
 def _of_symbols(order: "Order") -> str:
-    return f", {len(order.symbols)} symbols" if order.symbols and order.symbols != ("",) else ""
+    if not order.symbols or order.symbols == ("",):
+        return ""
+    return ", 1 symbol" if len(order.symbols) == 1 else f", {len(order.symbols)} symbols"
 
 
 def _tell_obstacles(numbers: Sequence[int], away: "tuple[str, ServerAwayError] | None") -> None:

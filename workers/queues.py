@@ -14,6 +14,7 @@ from resilience.errors import ConfigurationError, ServerAwayError
 from resilience.policy import Lane
 from tasks.settings import masked
 from tasks.units import ALONE, queue_for
+from workers.embedded import check_redis
 
 CTL = "ctl"
 DIRECT = Exchange("penstock", type="direct", durable=True)
@@ -48,7 +49,14 @@ def route(
 
 
 def check_broker(url: str, *, timeout_s: float = 5.0) -> None:
-    """Raise ServerAwayError when the broker cannot be reached, ConfigurationError when it refuses us."""
+    """Raise ServerAwayError when the broker cannot be reached, ConfigurationError when it will not do."""
+    if url.startswith("redis"):
+        check_redis(url, "PENSTOCK_BROKER_URL")
+    else:
+        _check_amqp(url, timeout_s)
+
+
+def _check_amqp(url: str, timeout_s: float) -> None:
     name = masked(url)
     try:
         with Connection(url, connect_timeout=timeout_s) as connection:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from resilience.errors import ConfigurationError
 from tasks.runtime import Runtime, started
-from tasks.schema import upgrade
+from tasks.schema import current, upgrade
 from tasks.settings import Settings, environment, masked
 from workers.children import await_end, kill, spawn
 from workers.embedded import EmbeddedRedis, check_redis
@@ -198,6 +198,7 @@ def grace_s(settings: Settings) -> float:
 
 
 def _up(settings: Settings, asked: StopSignal, say: Say, *, with_flower: bool) -> int:
+    own_redis = _look_ahead(settings)
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -206,7 +207,7 @@ def _up(settings: Settings, asked: StopSignal, say: Say, *, with_flower: bool) -
         ) from None
     with (
         _sole(settings.state_dir),
-        _redis(settings, say) as (redis_url, keep),
+        _redis(settings, own_redis, say) as (redis_url, keep),
         _runtime(settings, redis_url) as runtime,
     ):
         logs = settings.state_dir / "logs"
@@ -217,6 +218,16 @@ def _up(settings: Settings, asked: StopSignal, say: Say, *, with_flower: bool) -
             say(f"Flower: http://127.0.0.1:{port}, {auth.told}")
             processes.append(_penstock("flower", ("flower", f"--port={port}"), processes[0].env))
         return Supervisor(processes, say, grace_s(settings), logs, keep).run(asked)
+
+
+def _look_ahead(settings: Settings) -> EmbeddedRedis | None:
+    """See to the servers before anything is written; the Redis to start, None where one is given."""
+    if not settings.database.startswith("sqlite"):
+        current(settings.database)
+    if settings.redis_url is None:
+        return EmbeddedRedis(settings.state_dir / "redis")
+    check_redis(settings.redis)
+    return None
 
 
 def _processes(settings: Settings, runtime: Runtime) -> list[Process]:
@@ -245,13 +256,14 @@ def _flower_port() -> int:
 
 
 @contextlib.contextmanager
-def _redis(settings: Settings, say: Say) -> Iterator[tuple[str, Callable[[], None]]]:
+def _redis(
+    settings: Settings, own: EmbeddedRedis | None, say: Say
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """The URL of the Redis to use, and what keeps it there."""
-    if settings.redis_url is not None:
-        check_redis(settings.redis)
+    if own is None:
         yield settings.redis, lambda: None
         return
-    with EmbeddedRedis(settings.state_dir / "redis") as server:
+    with own as server:
         say(f"Redis {server.version} ({server.binary}) on port {server.port}")
 
         def keep() -> None:

@@ -217,6 +217,26 @@ def test_a_run_is_stored_while_redis_is_away(installation, monkeypatch, url):
     )
 
 
+def test_up_wants_its_broker(bare, tmp_path):
+    """Each of its processes would end at once, and be started again."""
+    result = CliRunner(env={"PENSTOCK_BROKER_URL": "amqp://127.0.0.1:1/vhost"}).invoke(cli.main, ["up"])
+    assert result.exit_code == 2
+    assert "the broker at amqp://127.0.0.1:1/vhost does not answer" in result.stderr
+    assert not bare.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--symbols", "BTCUSDT"], "klines, 1 symbol\n"),
+        (["--symbols", "BTCUSDT,ETHUSDT"], "klines, 2 symbols\n"),
+    ],
+)
+def test_a_run_is_told_in_numbers(installation, inbox, words, said):
+    """As people count."""
+    assert f"run 1: binance.{said}" in penstock("run", "binance.klines", "--detach", *words).stderr
+
+
 def test_a_run_says_when_nobody_would_plan_it(installation, inbox):
     """The message waits in Redis until a ctl worker is there."""
     result = penstock("run", "binance", "--detach")

@@ -262,6 +262,22 @@ def test_one_up_per_directory(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["up.lock"]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "there is no Redis 6.2 or newer on this machine"),
+        ({"redis_url": "redis://127.0.0.1:1/0"}, "there is no Redis at"),
+        ({"database_url": "postgresql://nobody@127.0.0.1:1/nothing"}, "cannot be opened"),
+    ],
+)
+def test_missing_server_leaves_nothing(tmp_path, monkeypatch, given, said):
+    """Neither a lock nor a directory."""
+    monkeypatch.setattr("workers.embedded._binaries", lambda: iter(()))
+    with pytest.raises(ConfigurationError, match=said):
+        up(Settings(state_dir=tmp_path / "state", **given))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_impossible_state_directory_is_told(tmp_path):
     """In one sentence."""
     (tmp_path / "file").touch()
