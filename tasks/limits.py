@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -121,11 +121,6 @@ def _sharing_key(limit: Limit, endpoint: Endpoint, symbol: str) -> str:
 def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
     """How the circuits of these endpoints stand, by the endpoint's full name, in one round trip."""
     return guard().circuits([circuit_of(endpoint) for endpoint in endpoints])
-
-
-def forced_until(view: CircuitView, now: datetime) -> datetime | None:
-    """When a circuit that refuses calls will admit again; None when it admits."""
-    return view.retry_at if view.retry_at and view.retry_at > now else None
 
 
 def wave_weight(endpoint: Endpoint, seconds: float, *, hosts: int, slots: int) -> float:
