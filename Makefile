@@ -41,7 +41,7 @@ test: lint
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not chaos and not benchmark'
 
 chaos: $(STAMP)
-	@$(BIN)/pytest -q -s -m chaos tests/chaos
+	@$(BIN)/pytest -q -s -m chaos
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_guard
