@@ -12,7 +12,7 @@ from celery import shared_task
 from sqlalchemy import Connection, RowMapping, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tasks.collectors.registry import collectors, scheduled
+from tasks.collectors.registry import collectors, endpoint_of, scheduled
 from tasks.collectors.spec import Endpoint
 from tasks.models import runs, schedules
 from tasks.outcomes import RunKind, RunState
@@ -126,7 +126,7 @@ def _make(connection: Connection, schedule: RowMapping, slot: datetime, going: S
         collector=schedule["collector"],
         endpoints=(schedule["name"],),
         kind=RunKind.SCHEDULED,
-        on_open="skip",
+        on_open=_on_open(schedule["name"]),
         schedule=schedule["name"],
         slot_at=slot,
         deadline_s=max(300.0, 2.0 * schedule["every_s"]),
@@ -138,6 +138,14 @@ def _make(connection: Connection, schedule: RowMapping, slot: datetime, going: S
             cancel(connection, run, "replaced by the next slot")
         return accept(connection, order)
     return accept_skipped(connection, order, f"run {going[0]} still goes on")
+
+
+def _on_open(endpoint: str) -> str:
+    """A scheduled run skips what an open circuit refuses, unless the declaration wants it parked."""
+    try:
+        return endpoint_of(endpoint).on_open or "skip"
+    except ConfigurationError:
+        return "skip"  # the plan of the run will say what is wrong
 
 
 def _going(connection: Connection, schedule: str) -> list[int]:

@@ -327,8 +327,10 @@ class Delivery:
     def _quota(self) -> Any:
         if self.answer is None:
             return None
-        quotas = (quota_from(self.answer.headers, limiter.limit) for limiter in self.ask.limits)
-        return next((quota for quota in quotas if quota), None)
+        # The store corrects the first limit that names headers, so no other may speak for it.
+        reported = (each.limit for each in self.ask.limits if each.limit.used or each.limit.remaining)
+        limit = next(reported, None)
+        return limit and quota_from(self.answer.headers, limit)
 
     def returned(self) -> dict[str, Any]:
         """What goes to the chord: small, and the same however often the unit is delivered."""

@@ -1,6 +1,7 @@
 """Schedules in SQL, slots, and the runs that ticks make of them; time passes in SQL."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from sqlalchemy import insert, update
 
 from resilience.errors import ConfigurationError
 from tasks import schedules as module
+from tasks.collectors.registry import endpoint_of
 from tasks.models import runs, schedules, units
 from tasks.runs import carry_on, plan
 from tasks.schedules import sync, tick
@@ -112,6 +114,14 @@ def test_a_tick_makes_the_run_of_its_slot(fleet, scheduled, inbox, slot):
     inbox.drain(BINANCE, "ctl")
     assert fleet.result(run)["outcome"] == "ok"
     assert [row["symbol"] for row in fleet.units(run)] == ["BTCUSDT", "ETHUSDT"]
+
+
+def test_a_declaration_may_want_its_scheduled_runs_parked(fleet, scheduled, slot, monkeypatch):
+    """Behind an open circuit they wait then, and are not skipped."""
+    endpoint = endpoint_of("binance.klines")
+    monkeypatch.setattr(module, "endpoint_of", lambda name: replace(endpoint, on_open="park"))
+    [run] = tick()
+    assert fleet.the_run(run)["on_open"] == "park"
 
 
 def test_a_long_interval_has_a_long_deadline(fleet, scheduled, slot):
