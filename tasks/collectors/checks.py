@@ -23,6 +23,8 @@ _NAME = re.compile(r"^[a-z][a-z0-9_]{0,40}$")
 
 def name(text: str, what: str) -> None:
     """Names become queue names, keys and column values: small letters, digits, underscores."""
+    if text == "":
+        raise ConfigurationError(f"{what} has no name; it comes first, as in Api('shop', 'https://…')")
     if not isinstance(text, str) or not _NAME.match(text):
         raise ConfigurationError(
             f"{what} is called {text!r}; a name has small letters, digits and underscores only"
@@ -31,6 +33,10 @@ def name(text: str, what: str) -> None:
 
 def base_url(api: str, url: str) -> None:
     """An http(s) address with a host, and neither credentials nor a query: secrets belong into `auth`."""
+    if url == "":
+        raise ConfigurationError(
+            f"{api}: base_url is missing; it comes after the name, as in Api({api!r}, 'https://…')"
+        )
     try:
         parts = urlsplit(url)
         fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -39,6 +45,14 @@ def base_url(api: str, url: str) -> None:
     if not fine or "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigurationError(
             f"{api}: base_url has to look like 'https://api.example.com', without query or credentials"
+        )
+
+
+def path(api: str, path: Any) -> None:
+    """An endpoint's path is there; a decorator without its brackets has the function in its place."""
+    if not isinstance(path, str) or not path:
+        raise ConfigurationError(
+            f"{api}: the path of an endpoint is missing; it comes first, as in @{api}.endpoint('/orders', …)"
         )
 
 

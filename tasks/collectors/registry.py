@@ -101,8 +101,9 @@ def _import(name: str, known: Mapping[str, str]) -> Api:
     except ConfigurationError:
         raise
     except Exception as error:
+        source = "" if name == target else f" from {target}"
         raise ConfigurationError(
-            f"collector {name!r} cannot be loaded from {target}: {type(error).__name__}: {error}"
+            f"collector {name!r} cannot be loaded{source}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(api, Api):
         raise ConfigurationError(f"{target} is a {type(api).__name__}, and no Api")

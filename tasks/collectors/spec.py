@@ -49,8 +49,9 @@ class Api:
 
     def __init__(
         self,
-        name: str,
-        base_url: str,
+        # Needed, and yet with a default: the checks say better than Python what is missing.
+        name: str = "",
+        base_url: str = "",
         *,
         limits: Sequence[Limit] = (),
         rules: Sequence[Rule] = (),
@@ -80,7 +81,7 @@ class Api:
 
     def endpoint(
         self,
-        path: str,
+        path: str = "",
         *,
         key: str | Sequence[str] = (),
         symbols: Sequence[str] | Callable[[], Sequence[str]] | None = None,
@@ -104,6 +105,7 @@ class Api:
         names the fields that identify a row. `rows` is where the list of rows stands in the body ("data"),
         None for the body itself. Without a `table` the rows are kept as JSON.
         """
+        checks.path(self.name, path)
 
         def register(parse: P) -> P:
             name = parse.__name__

@@ -59,6 +59,9 @@ def test_one_of_your_own(beside):
         ("no_such_module:shop", "ModuleNotFoundError"),
         ("my_broken:shop", "AttributeError"),
         ("my_broken:other", "int, and no Api"),
+        ("my_pathless:shop", "^shop: the path of an endpoint is missing"),
+        ("my_nameless:shop", "^a collector has no name"),
+        ("my_broken:none", "^collector 'my_broken:none' cannot be loaded: AttributeError: module"),
         ("my_wrong:shop", r"shop\.orders: key is missing"),
         ("my_syntax:shop", "SyntaxError"),
     ],
@@ -67,6 +70,8 @@ def test_a_module_that_is_wrong_is_one_sentence(beside, name, said):
     """No traceback for whoever mistyped a declaration or a name."""
     beside("my_broken", "other = 3")
     beside("my_wrong", MODULE.replace(', key="id"', ""))
+    beside("my_pathless", MODULE.replace('"/orders", ', ""))
+    beside("my_nameless", MODULE.replace('"shop", ', "base_url="))
     beside("my_syntax", "def")
     with pytest.raises(ConfigurationError, match=said):
         load([name], {})

@@ -202,6 +202,12 @@ def test_a_wrong_declaration_says_what_is_wrong(options, said):
     ("make", "said"),
     [
         (lambda: Api("My Shop", "https://x"), "a collector is called 'My Shop'"),
+        (Api, "^a collector has no name"),
+        (lambda: Api(base_url="https://x"), "^a collector has no name"),
+        (lambda: Api("shop"), "^shop: base_url is missing"),
+        (lambda: shop().endpoint(key="id"), "^shop: the path of an endpoint is missing"),
+        (lambda: shop().endpoint(give), "^shop: the path of an endpoint is missing"),
+        (lambda: shop().endpoint(None), "^shop: the path of an endpoint is missing"),
         (lambda: Api("shop", "shop.example"), "shop: base_url has to look like"),
         (lambda: Api("shop", "https://"), "shop: base_url"),
         (lambda: Api("shop", "https://[x"), "shop: base_url"),
