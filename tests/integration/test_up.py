@@ -208,7 +208,16 @@ def test_stop_at_any_moment_leaves_nothing(tmp_path):
     for number in range(12):
         state_dir = tmp_path / str(number)
         env = {**os.environ, "PENSTOCK_STATE_DIR": str(state_dir)}
-        process = subprocess.Popen([sys.executable, "-c", UP], cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"print('begun', flush=True)\n{UP}"],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        # Before that, Python reads its .pth files, and goes on if a signal interrupts one of them.
+        with process.stdout:
+            process.stdout.readline()
         # Set-up takes about a second; the steps sweep over it, and the last one is well beyond.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05 + 0.02 * number**2)
