@@ -11,7 +11,7 @@ help:
 	@echo 'make demo          the main job against fake APIs that fail (KEEP=1 leaves it up)'
 	@echo 'make test          lint, types and all tests but the long ones'
 	@echo 'make chaos         the long fault runs, with their figures'
-	@echo 'make bench         what the guard costs a call, and whole units per second'
+	@echo 'make bench         every target beside its peer (ONLY=launch, QUICK=1, WRITE=1)'
 	@echo 'make setup         .venv with the pinned packages; every target does this first'
 	@echo 'make lint          ruff and mypy alone'
 	@echo 'make clean         remove everything that make has made'
@@ -44,8 +44,7 @@ chaos: $(STAMP)
 	@$(BIN)/pytest -q -s -m chaos
 
 bench: $(STAMP)
-	@$(BIN)/python -m tests.benchmarks.bench_guard
-	@$(BIN)/python -m tests.benchmarks.bench_units
+	@$(BIN)/python -m tests.benchmarks $(ONLY) $(if $(QUICK),--quick) $(if $(WRITE),--write)
 
 clean:
 	rm -rf .venv .penstock-demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -1,18 +1,16 @@
-"""What the guard costs a call, against pybreaker and a bare PING in the same run.
+"""P1 to P4: what the guard costs a call, against pybreaker and `limits` as people combine them."""
 
-    python -m tests.benchmarks.bench_guard [redis://…]
-
-Without a URL a private Redis is started. The figures are the best of several interleaved rounds, so that
-neighbours on the machine disturb all of them alike; read the ratios.
-"""
-
-import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
+from statistics import median
 
 import pybreaker
 import redis
+from limits import parse
+from limits.storage import storage_from_string
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from resilience.breaker import CircuitBreaker
 from resilience.guard import Ask, CallResult, Guard, Kind
@@ -20,10 +18,11 @@ from resilience.limiter import RateLimiter
 from resilience.policy import Limit
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
-from tests.integration.conftest import SERVERS, start_redis
+from tests.benchmarks.measure import Result, interleaved
+from workers.embedded import EmbeddedRedis
 
 GOOD = CallResult(Kind.SUCCESS, 0.001)
-ROUNDS, CALLS = 100, 50
+CALLS = 50
 
 
 class Guarded:
@@ -44,16 +43,12 @@ class Guarded:
         self.lease = verdict.lease
 
 
-def measured(actions):
-    """Microseconds each, the best of the rounds."""
-    best = dict.fromkeys(actions, float("inf"))
-    for _ in range(ROUNDS):
-        for name, action in actions.items():
-            began = time.perf_counter()
-            for _ in range(CALLS):
-                action()
-            best[name] = min(best[name], (time.perf_counter() - began) / CALLS * 1e6)
-    return best
+def each_us(action):
+    """Microseconds of one call, over some."""
+    began = time.perf_counter()
+    for _ in range(CALLS):
+        action()
+    return (time.perf_counter() - began) / CALLS * 1e6
 
 
 def pybreaker_in(client):
@@ -72,46 +67,64 @@ def eight_threads(call):
     return (time.perf_counter() - began) * 1e3
 
 
-def main(url):
-    client = redis.Redis.from_url(url)
-    store = RedisStore(url)
+def measure(quick):
+    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder) / "redis") as server:
+        return calls(server.url, 10 if quick else 200) + threads(server.url, 2 if quick else 7)
+
+
+def calls(url, rounds):
+    """P1 to P3, a call that does nothing."""
+    client, store = redis.Redis.from_url(url), RedisStore(url)
     shared, own = Guarded(store), Guarded(MemoryStore())
     theirs, simple = pybreaker_in(client), pybreaker.CircuitBreaker()
-    us = measured(
+    limiter, limit = SlidingWindowCounterRateLimiter(storage_from_string(url)), parse("6000000/minute")
+
+    def combined():
+        assert limiter.hit(limit, "bench")
+        theirs.call(int)
+
+    actions = {
+        "peer": combined,
+        "call": shared.call,
+        "page": shared.page,
+        "simple": lambda: simple.call(int),
+        "memory": own.call,
+    }
+    us = interleaved({name: lambda do=do: each_us(do) for name, do in actions.items()}, rounds)
+    store.close()
+    client.close()
+    peer = "limits + pybreaker, Redis"
+    return [
+        Result("P1", "guarded call, Redis", us["call"], us["peer"], peer, "µs", at_most=0.5),
+        Result("P2", "guarded page, Redis", us["page"], us["peer"], peer, "µs", at_most=0.35),
+        Result(
+            "P3",
+            "guarded call, memory",
+            us["memory"],
+            [0.0] * rounds,
+            f"pybreaker takes {median(us['simple']):.0f}",
+            "µs",
+            at_most=20,
+            compared="difference",
+        ),
+    ]
+
+
+def threads(url, rounds):
+    """P4: a breaker must not hold its lock during the call."""
+    client, store = redis.Redis.from_url(url), RedisStore(url)
+    ms = interleaved(
         {
-            "PING through redis-py": client.ping,
-            "pybreaker, Redis": lambda: theirs.call(int),
-            "guarded call, Redis": shared.call,
-            "guarded page, Redis": shared.page,
-            "pybreaker, memory": lambda: simple.call(int),
-            "guarded call, memory": own.call,
-        }
-    )
-    for name, value in us.items():
-        print(f"{name:24} {value:8.1f} µs")
-    peer, ping = us["pybreaker, Redis"], us["PING through redis-py"]
-    for target, name in (("P1", "guarded call, Redis"), ("P2", "guarded page, Redis")):
-        print(f"{target}  {name}: {us[name] / peer:.2f} x pybreaker in Redis, {us[name] / ping:.2f} x PING")
-    ratio = us["guarded call, memory"] / us["pybreaker, memory"]
-    print(f"P3  guarded call, memory: {us['guarded call, memory']:.1f} µs, {ratio:.1f} x pybreaker")
-    none = min(eight_threads(lambda work: work()) for _ in range(3))
-    ours = min(eight_threads(CircuitBreaker(name="t", api="bench", store=store).call) for _ in range(3))
-    locked = eight_threads(pybreaker_in(client).call)
-    print(
-        f"P4  8 threads x 50 ms: {ours / none:.2f} x no breaker ({ours:.0f} ms); pybreaker {locked / none:.1f} x"
+            "none": lambda: eight_threads(lambda work: work()),
+            "ours": lambda: eight_threads(CircuitBreaker(name="t", api="bench", store=store).call),
+            "pybreaker": lambda: eight_threads(pybreaker_in(client).call),
+        },
+        rounds,
     )
     store.close()
     client.close()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(sys.argv[1])
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            server, address = start_redis(next(iter(SERVERS.values())), folder)
-            try:
-                main(address)
-            finally:
-                server.kill()
-                server.wait()
+    what = "8 threads, 50 ms each, one breaker in Redis"
+    return [
+        Result("P4", what, ms["ours"], ms["none"], "no breaker", "ms", at_most=1.2),
+        Result("P4", what, ms["ours"], ms["pybreaker"], "pybreaker", "ms"),
+    ]

@@ -23,7 +23,7 @@ def fleet(folder, symbols, **changes):
     """Our processes, one worker with threads."""
     from tests.chaos.fleet import Fleet
 
-    made = Fleet(
+    return Fleet(
         Path(folder),
         symbols=symbols,
         pool="threads",
@@ -32,7 +32,6 @@ def fleet(folder, symbols, **changes):
         latency_ms=LATENCY_MS,
         **changes,
     )
-    return made
 
 
 def groups_of(running):
@@ -56,7 +55,9 @@ def collected(running, symbols):
     """A run of one call a unit, from the order to its result."""
     from tasks.outcomes import RunKind
     from tasks.runs import Order, request, start
+    from workers.celery import app
 
+    assert app.conf.broker_url == running.redis.url, "another repetition's broker"
     run = request(Order("pond", ("pond.klines",), RunKind.ADHOC, symbols, START, END))
     began = time.time()
     assert start(run)
