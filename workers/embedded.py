@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -211,6 +212,7 @@ def check_redis(url: str, variable: str = "PENSTOCK_REDIS_URL") -> None:
     """
     name = masked(url)
     try:
+        _check_path(url)
         with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=5, retry=_ONCE) as client:
             facts = client.info()
     except redis.BusyLoadingError:
@@ -223,6 +225,12 @@ def check_redis(url: str, variable: str = "PENSTOCK_REDIS_URL") -> None:
         raise ConfigurationError(f"{name} is not a Redis URL: {error}") from None
     if problem := _problem(facts):
         raise ConfigurationError(f"Redis at {name} {problem}")
+
+
+def _check_path(url: str) -> None:
+    """Raise ValueError for a path that our client takes for database 0, and over which Celery fails later."""
+    if not re.fullmatch(r"/?\d*", urlsplit(url).path):
+        raise ValueError("after the host comes the number of a database, as in /0")
 
 
 def _problem(facts: dict[str, str | int]) -> str | None:

@@ -65,6 +65,10 @@ def _check_amqp(url: str, timeout_s: float) -> None:
         raise ServerAwayError(
             f"the broker at {name} does not answer ({error}): start it, or set PENSTOCK_BROKER_URL"
         ) from error
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{name} is not a broker URL ({error}): correct PENSTOCK_BROKER_URL"
+        ) from None
     except Exception as error:
         reason = getattr(error, "reply_text", None) or error
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -90,6 +91,51 @@ def test_a_database_that_was_not_migrated_is_said(bare):
     assert "is empty: run `penstock db upgrade`" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["worker"], 2),
+        (["worker", "--ctl"], 2),
+        (["up"], 2),
+        (["run", "binance"], 2),
+        (["runs"], 2),
+        (["db", "upgrade"], 2),
+        (["health"], 1),
+    ],
+)
+def test_a_database_of_a_newer_version_is_said(installation, words, status):
+    """Nothing is started on it, and nothing written to it."""
+    with store.writing() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    result = penstock(*words)
+    assert (result.exit_code, result.stdout) == (status, "")
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("penstock: "))
+    assert "has schema 9999, which this version does not know: install the newer version" in line
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words", [["beat"], ["flower"], ["worker"]])
+@pytest.mark.parametrize("url", ["localhost", "kafka://u:hush-hush@host/v", "amqp://u:hush-hush@host:port/v"])
+def test_a_broker_url_that_cannot_be_read_is_said(installation, words, url):
+    """One sentence with the name of the variable, and without the password."""
+    installation.configure(PENSTOCK_BROKER_URL=url)
+    result = penstock(*words)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "PENSTOCK_BROKER_URL" in result.stderr
+    assert "hush-hush" not in result.stderr
+
+
+def test_a_port_in_use_is_said(installation):
+    """Flower shows nothing elsewhere instead: whoever named a port will look there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "workers.cli", "flower", f"--port={port}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("penstock: ")) == (2, 1), done.stderr
+    assert f"penstock: Flower cannot listen on 127.0.0.1 port {port} (Address already in use)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_upgrade_makes_the_database_and_may_be_repeated(bare):
     """The second time nothing happens."""
     first, second = penstock("db", "upgrade"), penstock("db", "upgrade")
@@ -143,6 +189,14 @@ def test_a_redis_that_evicts_is_refused(installation, evicting, words):
         ("PENSTOCK_REDIS_URL", "redis://:hush-hush@{redis}/0", "refuses us; check user and password"),
         ("PENSTOCK_BROKER_URL", "redis://:hush-hush@{redis}/0", "refuses us; check user and password"),
         ("PENSTOCK_REDIS_URL", "redis://127.0.0.1:port/0", "is not a Redis URL"),
+        ("PENSTOCK_REDIS_URL", "redis://{redis}/main", "is not a Redis URL: after the host comes the number"),
+        (
+            "PENSTOCK_BROKER_URL",
+            "redis://{redis}/main",
+            "is not a Redis URL: after the host comes the number",
+        ),
+        ("PENSTOCK_BROKER_URL", "amqp://u:hush-hush@127.0.0.1:port/v", "is not a broker URL"),
+        ("PENSTOCK_BROKER_URL", "amqp://u:hush-hush@[::1", "is not a broker URL"),
     ],
 )
 def test_a_run_is_not_stored_for_servers_that_will_not_do(
