@@ -117,9 +117,9 @@ def database_url(request, tmp_path):
     return request.getfixturevalue("postgres_url")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rabbitmq_url(missing_server):
-    """A RabbitMQ vhost that nobody else uses; deleted at the end."""
+    """A RabbitMQ vhost of this module's own; deleted at the end."""
     import kombu
 
     server = os.environ.get("PENSTOCK_TEST_RABBITMQ_URL", _RABBITMQ)
