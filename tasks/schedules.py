@@ -12,6 +12,7 @@ from celery import shared_task
 from sqlalchemy import Connection, RowMapping, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from resilience.errors import ConfigurationError
 from tasks.collectors.registry import collectors, endpoint_of, scheduled
 from tasks.collectors.spec import Endpoint
 from tasks.models import runs, schedules
