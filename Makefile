@@ -38,7 +38,7 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not chaos and not benchmark'
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not chaos'
 
 chaos: $(STAMP)
 	@$(BIN)/pytest -q -s -m chaos
