@@ -19,6 +19,7 @@ from tests.benchmarks.measure import HEAD, Result, measured
 from workers.embedded import EmbeddedRedis
 
 NAMES = ("guard", "launch", "units", "size", "rows", "plan", "help", "profile")
+LONG = ("growth",)  # a quarter of an hour; only when it is named, or for the note
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
@@ -44,15 +45,17 @@ def page(command, where, results, texts):
 
 def main():
     options = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
-    options.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all without")
+    options.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES + LONG)}")
     options.add_argument("--quick", action="store_true", help="sizes that only show that it works")
     options.add_argument("--write", action="store_true", help="write docs/performance.md")
     chosen = options.parse_args()
-    if unknown := set(chosen.names) - set(NAMES):
+    if unknown := set(chosen.names) - {*NAMES, *LONG}:
         options.error(f"no benchmark is called {', '.join(sorted(unknown))}")
+    if chosen.write and (chosen.names or chosen.quick):
+        options.error("--write takes all benchmarks at full size")
     where = machine()
     results, texts = [], []
-    for name in chosen.names or NAMES:
+    for name in chosen.names or (NAMES + LONG if chosen.write else NAMES):
         print(f"{name} …", file=sys.stderr, flush=True)
         # Settings, apps and collectors are made once in a process.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
