@@ -1,10 +1,7 @@
 """`penstock flower` beside the fleet: who is let in, what is found there, and what is nowhere."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,8 +10,10 @@ import requests
 import yaml
 
 from tasks.models import units
+from tasks.settings import Settings
 from tests.acceptance.conftest import SECRETS
 from tests.acceptance.fleet import ROOT
+from workers import health
 
 OPEN = {"/metrics", "/healthcheck", "/static/(.*)", ".*", "/login/?", "/logout"}
 ELSEWHERE = {
@@ -86,7 +85,7 @@ def dashboard(fleet):
 
 
 @pytest.mark.parametrize("fleet", ["sqlite-prefork"], indirect=True)
-def test_flower(fleet, dashboard, upstream):
+def test_flower(fleet, dashboard, upstream, monkeypatch):
     """In one test, because the process is the expensive part."""
     the_password_is_needed(dashboard)
     upstream.control("binance", fail_next=1)
@@ -96,7 +95,7 @@ def test_flower(fleet, dashboard, upstream):
     workers_are_online(dashboard)
     no_secret_is_shown(fleet, dashboard)
     a_taken_port_is_one_sentence(fleet, dashboard)
-    its_health_is_seen_by_compose(dashboard)
+    its_health_is_seen_by_compose(dashboard, monkeypatch)
 
 
 def the_password_is_needed(dashboard):
@@ -198,13 +197,12 @@ def a_taken_port_is_one_sentence(fleet, dashboard):
     )
 
 
-def its_health_is_seen_by_compose(dashboard):
-    """By the command in the file, which fails where nobody listens."""
+def its_health_is_seen_by_compose(dashboard, monkeypatch):
+    """By the command in the file, without a password; and it fails where nobody listens."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    _, program, *words = services["flower"]["healthcheck"]["test"]
-    assert program == "python"
-    for port, healthy in ((str(urlsplit(dashboard.url).port), True), ("1", False)):
-        command = [sys.executable, *(word.replace("5555", port) for word in words)]
-        env = os.environ | {"no_proxy": "*"}
-        done = subprocess.run(command, env=env, capture_output=True, check=False, timeout=60)
-        assert (done.returncode == 0) is healthy
+    assert services["flower"]["healthcheck"]["test"] == ["CMD", "penstock", "health", "--flower"]
+    monkeypatch.setattr(health, "FLOWER", urlsplit(dashboard.url).netloc)
+    assert health.look(health.Part.FLOWER, Settings()) == "Flower answers"
+    monkeypatch.setattr(health, "FLOWER", "127.0.0.1:1")
+    with pytest.raises(health.StalledError):
+        health.look(health.Part.FLOWER, Settings())
