@@ -157,6 +157,7 @@ class Fleet:
             member.process.terminate()
         for member in self.members.values():
             member.end()
+        store.engine().dispose()
         self.upstream.stop()
         self.redis.stop()
         if keep := os.environ.get("PENSTOCK_TEST_KEEP"):
