@@ -1,9 +1,22 @@
 """The circuit of the memory store: what it counts, and when it turns from one state to another."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from resilience.store import SLICES, Change, CircuitSpec, CircuitState
+from resilience.store import (
+    PERMIT_WAIT_US,
+    SLICES,
+    Change,
+    CircuitSpec,
+    CircuitState,
+    Delay,
+    Denial,
+    Kind,
+    Reading,
+    Report,
+    Request,
+)
 
 
 @dataclass(slots=True)
@@ -102,3 +115,81 @@ class Circuit:
             return 0, 0
         recent = [slice_ for slice_ in self.slices.values() if slice_[0] > tick - SLICES]
         return sum(slice_[1] for slice_ in recent), sum(slice_[2] for slice_ in recent)
+
+
+class CircuitTable:
+    """All circuits of a memory store, by their keys."""
+
+    def __init__(self) -> None:
+        self._circuits: dict[str, Circuit] = {}
+
+    def of(self, spec: CircuitSpec) -> Circuit:
+        return self._circuits.get(spec.key) or self._circuits.setdefault(spec.key, Circuit())
+
+    def wake(self, specs: Sequence[CircuitSpec], now: int) -> tuple[Change, ...]:
+        changes = (self.of(spec).wake(now, index) for index, spec in enumerate(specs))
+        return tuple(change for change in changes if change)
+
+    def refusal(self, request: Request, now: int) -> Denial | Delay | None:
+        """Why the circuits do not let this call start, if they do not."""
+        circuits = [(self.of(spec), spec) for spec in request.route.circuits]
+        for index, (circuit, spec) in enumerate(circuits):
+            if circuit.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}:
+                until = circuit.until_us or now + spec.open_us
+                return Denial(index, circuit.state.value, until, circuit.failures)
+        for circuit, spec in circuits:
+            if circuit.state is CircuitState.HALF_OPEN and not circuit.free_permits(spec, now):
+                return Delay(PERMIT_WAIT_US, request.ticket, "half_open", spec.name)
+        return None
+
+    def slowdown(self, specs: Sequence[CircuitSpec], now: int) -> int:
+        return max((self.of(spec).slowdown(spec, now) for spec in specs), default=1)
+
+    def lend(
+        self, specs: Sequence[CircuitSpec], id_: str, now: int
+    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Start a call: the era of each circuit, and whether the call holds a permit of it."""
+        circuits = [self.of(spec) for spec in specs]
+        permits = tuple(circuit.state is CircuitState.HALF_OPEN for circuit in circuits)
+        for circuit, spec, permit in zip(circuits, specs, permits, strict=True):
+            if permit:
+                circuit.permits[id_] = now + spec.lease_us
+        return tuple(circuit.era for circuit in circuits), permits
+
+    def take_back(self, specs: Sequence[CircuitSpec], id_: str) -> None:
+        for spec in specs:
+            self.of(spec).permits.pop(id_, None)
+
+    def learn(self, report: Report, now: int) -> tuple[Change, ...]:
+        specs = report.grant.request.route.circuits
+        changes = (self._learn(report, index, spec, now) for index, spec in enumerate(specs))
+        return tuple(change for change in changes if change)
+
+    def _learn(self, report: Report, index: int, spec: CircuitSpec, now: int) -> Change | None:
+        grant, circuit = report.grant, self.of(spec)
+        if grant.permits[index] and circuit.permits.pop(grant.request.id, 0) <= now:
+            return None
+        if grant.eras[index] != circuit.era or report.kind not in {Kind.SUCCESS, Kind.FAILURE}:
+            return None
+        return circuit.learn(spec, failed=report.kind is Kind.FAILURE, now=now, index=index)
+
+    def read(self, spec: CircuitSpec, now: int) -> Reading:
+        circuit = self.of(spec)
+        over = 0 < circuit.until_us <= now
+        if not over:
+            free = circuit.free_permits(spec, now) if circuit.state is CircuitState.HALF_OPEN else 0
+            return Reading(circuit.state, circuit.until_us, free, circuit.failures, circuit.good)
+        if circuit.state is CircuitState.OPEN:
+            return Reading(CircuitState.HALF_OPEN, 0, spec.probes, circuit.failures, 0)
+        return Reading(CircuitState.CLOSED, 0, 0, 0, 0)
+
+    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int, now: int) -> Change | None:
+        circuit = self.of(spec)
+        if state is CircuitState.OPEN:
+            circuit.open_us = spec.open_us
+            until_us = until_us or now + spec.open_us
+        if state is CircuitState.CLOSED:
+            circuit.failures = circuit.open_us = circuit.closed_us = 0
+        circuit.until_us = until_us
+        change = circuit.turn(state, "by hand", now)
+        return change if change.old is not state else None

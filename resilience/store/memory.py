@@ -15,7 +15,6 @@ from resilience.store import (
     GATE_MOST_US,
     LATE_US,
     LIVE_SEEN_US,
-    PERMIT_WAIT_US,
     SEAT_WAIT_US,
     TICKET_KEPT_US,
     Answer,
@@ -23,7 +22,6 @@ from resilience.store import (
     CircuitSpec,
     CircuitState,
     Delay,
-    Denial,
     Grant,
     Kind,
     RateSpec,
@@ -33,7 +31,7 @@ from resilience.store import (
     Route,
     SeatSpec,
 )
-from resilience.store.circuit import Circuit
+from resilience.store.circuit import CircuitTable
 
 
 def wall_clock_us() -> int:
@@ -92,7 +90,7 @@ class MemoryStore:
     def __init__(self, *, now_us: Callable[[], int] = wall_clock_us) -> None:
         self._now_us = now_us
         self._lock = Lock()
-        self._circuits: dict[str, Circuit] = {}
+        self._circuits = CircuitTable()
         self._buckets: dict[str, _Bucket] = {}
         self._gates: dict[str, _Gate] = {}
         self._seats: dict[str, dict[str, int]] = {}
@@ -119,8 +117,7 @@ class MemoryStore:
         """See `Store.release`."""
         route, id_ = grant.request.route, grant.request.id
         with self._lock:
-            for circuit in route.circuits:
-                self._circuit(circuit).permits.pop(id_, None)
+            self._circuits.take_back(route.circuits, id_)
             for seat in route.seats:
                 self._taken(seat).pop(id_, None)
             for rate, slot, cost in zip(route.rates, grant.slots, grant.costs, strict=True):
@@ -134,20 +131,12 @@ class MemoryStore:
         """See `Store.circuits`."""
         with self._lock:
             now = self._now_us()
-            return [self._read(self._circuit(spec), spec, now) for spec in specs]
+            return [self._circuits.read(spec, now) for spec in specs]
 
     def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
         """See `Store.move`."""
         with self._lock:
-            now, circuit = self._now_us(), self._circuit(spec)
-            if state is CircuitState.OPEN:
-                circuit.open_us = spec.open_us
-                until_us = until_us or now + spec.open_us
-            if state is CircuitState.CLOSED:
-                circuit.failures = circuit.open_us = circuit.closed_us = 0
-            circuit.until_us = until_us
-            change = circuit.turn(state, "by hand", now)
-            return change if change.old is not state else None
+            return self._circuits.move(spec, state, until_us, self._now_us())
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""
@@ -155,61 +144,26 @@ class MemoryStore:
             for api in apis:
                 self._since.setdefault(api, 1)
 
-    def _circuit(self, spec: CircuitSpec) -> Circuit:
-        return self._circuits.get(spec.key) or self._circuits.setdefault(spec.key, Circuit())
-
     def _gate(self, key: str) -> _Gate:
         return self._gates.get(key) or self._gates.setdefault(key, _Gate())
 
     def _taken(self, spec: SeatSpec) -> dict[str, int]:
         return self._seats.setdefault(spec.key, {})
 
-    @staticmethod
-    def _read(circuit: Circuit, spec: CircuitSpec, now: int) -> Reading:
-        over = 0 < circuit.until_us <= now
-        if not over:
-            free = circuit.free_permits(spec, now) if circuit.state is CircuitState.HALF_OPEN else 0
-            return Reading(circuit.state, circuit.until_us, free, circuit.failures, circuit.good)
-        if circuit.state is CircuitState.OPEN:
-            return Reading(CircuitState.HALF_OPEN, 0, spec.probes, circuit.failures, 0)
-        return Reading(CircuitState.CLOSED, 0, 0, 0, 0)
-
     def _admit(self, request: Request, now: int) -> Answer:
-        route, changes = request.route, []
-        circuits = [self._circuit(spec) for spec in route.circuits]
-        for index, circuit in enumerate(circuits):
-            if change := circuit.wake(now, index):
-                changes.append(change)
+        route = request.route
+        changes = self._circuits.wake(route.circuits, now)
         answer = (
-            self._denial(route, circuits, now)
-            or self._permit_delay(request, circuits, now)
+            self._circuits.refusal(request, now)
             or self._gate_delay(route, now)
             or self._seat_delay(request, now)
-            or self._rates(request, circuits, now)
+            or self._rates(request, now)
         )
-        return replace(answer, changes=tuple(changes)) if changes else answer
+        return replace(answer, changes=changes) if changes else answer
 
-    def _rates(self, request: Request, circuits: list[Circuit], now: int) -> Delay | Grant:
-        slowdown = 1
-        for circuit, spec in zip(circuits, request.route.circuits, strict=True):
-            slowdown = max(slowdown, circuit.slowdown(spec, now))
-        needs = self._needs(request, slowdown, now)
-        return self._rate_delay(request, needs, now) or self._start(request, circuits, needs, now)
-
-    @staticmethod
-    def _denial(route: Route, circuits: list[Circuit], now: int) -> Denial | None:
-        for index, circuit in enumerate(circuits):
-            if circuit.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}:
-                until = circuit.until_us or now + route.circuits[index].open_us
-                return Denial(index, circuit.state.value, until, circuit.failures)
-        return None
-
-    @staticmethod
-    def _permit_delay(request: Request, circuits: list[Circuit], now: int) -> Delay | None:
-        for circuit, spec in zip(circuits, request.route.circuits, strict=True):
-            if circuit.state is CircuitState.HALF_OPEN and not circuit.free_permits(spec, now):
-                return Delay(PERMIT_WAIT_US, request.ticket, "half_open", spec.name)
-        return None
+    def _rates(self, request: Request, now: int) -> Delay | Grant:
+        needs = self._needs(request, self._circuits.slowdown(request.route.circuits, now), now)
+        return self._rate_delay(request, needs, now) or self._start(request, needs, now)
 
     def _gate_delay(self, route: Route, now: int) -> Delay | None:
         for sharer, key in zip(route.gates, route.gate_keys, strict=True):
@@ -306,19 +260,14 @@ class MemoryStore:
         if len(self._tickets) % 1000 == 0:
             self._tickets = {id_: kept for id_, kept in self._tickets.items() if kept.end_us > now}
 
-    def _start(self, request: Request, circuits: list[Circuit], needs: list[_Need], now: int) -> Grant:
-        route = request.route
-        permits = tuple(circuit.state is CircuitState.HALF_OPEN for circuit in circuits)
-        for circuit, spec, permit in zip(circuits, route.circuits, permits, strict=True):
-            if permit:
-                circuit.permits[request.id] = now + spec.lease_us
-        for seat in route.seats:
+    def _start(self, request: Request, needs: list[_Need], now: int) -> Grant:
+        eras, permits = self._circuits.lend(request.route.circuits, request.id, now)
+        for seat in request.route.seats:
             self._taken(seat)[request.id] = now + seat.lease_us
         for need in needs:
             self._spend(need, now, live=request.live)
         if request.ticket:
             self._tickets.pop(request.ticket, None)
-        eras = tuple(circuit.era for circuit in circuits)
         slots = tuple((n.bucket.started_us, 0 if n.slot else n.bucket.booked_us) for n in needs)
         return Grant(request, now, eras, permits, slots, tuple(need.cost for need in needs))
 
@@ -336,26 +285,13 @@ class MemoryStore:
 
     def _settle(self, report: Report, now: int) -> tuple[Change, ...]:
         request = report.grant.request
-        changes = []
-        for index, spec in enumerate(request.route.circuits):
-            if change := self._learn(report, index, self._circuit(spec), now):
-                changes.append(change)
+        changes = self._circuits.learn(report, now)
         for seat in request.route.seats:
             self._taken(seat).pop(request.id, None)
         for key in request.route.gate_keys:
             self._hear(report, self._gate(key), now)
         self._correct(report, now)
-        return tuple(changes)
-
-    @staticmethod
-    def _learn(report: Report, index: int, circuit: Circuit, now: int) -> Change | None:
-        grant = report.grant
-        if grant.permits[index] and circuit.permits.pop(grant.request.id, 0) <= now:
-            return None
-        if grant.eras[index] != circuit.era or report.kind not in {Kind.SUCCESS, Kind.FAILURE}:
-            return None
-        spec = grant.request.route.circuits[index]
-        return circuit.learn(spec, failed=report.kind is Kind.FAILURE, now=now, index=index)
+        return changes
 
     @staticmethod
     def _hear(report: Report, gate: _Gate, now: int) -> None:

@@ -92,9 +92,10 @@ def _compose(parts: Sequence[str], call: str) -> _Script:
 
 
 _ADMIT = _compose(("wire", "circuit", "bucket", "admit"), "return admit()")
-_SETTLE = _compose(("wire", "circuit", "settle"), "return settle()")
+_SETTLE = _compose(("wire", "circuit", "learn", "settle"), "return settle()")
 _SETTLE_AND_ADMIT = _compose(
-    ("wire", "circuit", "bucket", "settle", "admit"), "local settled = settle()\nreturn {settled, admit()}"
+    ("wire", "circuit", "bucket", "learn", "settle", "admit"),
+    "local settled = settle()\nreturn {settled, admit()}",
 )
 _RELEASE = _compose(("wire", "release"), "return release()")
 _MOVE = _compose(("wire", "circuit", "move"), "return move()")
