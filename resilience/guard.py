@@ -12,7 +12,7 @@ Everything may raise `StoreUnavailableError`: then nothing is known, and nothing
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
@@ -25,7 +25,7 @@ from resilience.errors import (
     RateLimitError,
     Scope,
 )
-from resilience.headers import Quota
+from resilience.headers import quota_from
 from resilience.policy import Lane
 from resilience.store import (
     Answer,
@@ -42,6 +42,7 @@ from resilience.store import (
     Route,
     SeatSpec,
     Store,
+    Told,
 )
 
 if TYPE_CHECKING:  # a breaker on its own works through a guard
@@ -151,23 +152,25 @@ Verdict = Go | Wait | Refuse
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """How a call ended. `retry_after_s` and `quota` are what the server said about its limits."""
+    """How a call ended. `retry_after_s` and the answer's `headers` are what the server said of its limits."""
 
     kind: Kind
     latency_s: float
     retry_after_s: float | None = None
-    quota: Quota | None = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
     error: str | None = None
     cause: BaseException | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, error: BaseException | None, *, latency_s: float, quota: Quota | None = None) -> Self:
+    def of(
+        cls, error: BaseException | None, *, latency_s: float, headers: Mapping[str, str] | None = None
+    ) -> Self:
         """The result that follows from an error's class attributes; None is a success."""
         return cls(
             kind_of(error),
             latency_s,
             getattr(error, "retry_after_s", None),
-            quota,
+            headers,
             None if error is None else type(error).__name__,
             error,
         )
@@ -316,14 +319,22 @@ def _verdict(ask: Ask, answer: Answer) -> Verdict:
 
 
 def _report(lease: Lease, result: CallResult) -> Report:
-    quota, retry_after_s = result.quota, result.retry_after_s
+    retry_after_s = result.retry_after_s
     return Report(
         lease.grant,
         result.kind,
         None if retry_after_s is None else round(retry_after_s * 1e6),
-        None if quota is None else quota.left,
-        0 if quota is None or quota.reset_s is None else round(quota.reset_s * 1e6),
+        tuple(_told(lease.ask, result.headers)) if result.headers else (),
     )
+
+
+def _told(ask: Ask, headers: Mapping[str, str]) -> Iterator[Told]:
+    """What the headers say of each rate limit, by its place among them."""
+    rates = (limiter.limit for limiter in ask.limits if isinstance(limiter.spec, RateSpec))
+    for index, limit in enumerate(rates):
+        quota = quota_from(headers, limit)
+        if quota is not None and quota.left is not None:
+            yield Told(index, quota.left, round((quota.reset_s or 0.0) * 1e6))
 
 
 def _check_weight(route: Route, weight: float) -> None:

@@ -61,5 +61,4 @@ class RateLimiter:
             slack_us,
             1 - limit.reserve,
             window_us,
-            bool(limit.used or limit.remaining),
         )

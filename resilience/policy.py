@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from resilience.errors import ConfigurationError
+from resilience.headers import Dialect
 
 Per = Literal["api", "ip", "account", "endpoint", "symbol"] | Callable[[Any], str]
 Jitter = Literal["full", "none"]
@@ -71,8 +72,9 @@ class Limit:
     """A limit of an API, in the words of its documentation.
 
     `spec` is `"6000/1m"` (calls or weight per window) or `"5 at once"` (calls in flight). `per` names who
-    shares it. `used`, `remaining` and `reset` are the response headers that report it. `reserve` is the
-    share a backfill leaves to live work while there is any.
+    shares it. `used`, `remaining` and `reset` are the response headers that report it, or `headers` is their
+    dialect; without either, the usual families of headers are read. `reserve` is the share a backfill leaves
+    to live work while there is any.
 
     The burst (1 % of the amount, at least 1) is counted inside the amount: the bucket refills at
     (amount - burst) / window, so no window of any phase lets more than `amount` through.
@@ -85,6 +87,7 @@ class Limit:
     reset: str | None = None
     reserve: float = 0.0
     burst: int | None = None
+    headers: Dialect | None = None
 
     def __post_init__(self) -> None:
         if not (_RATE.match(self.spec) or _AT_ONCE.match(self.spec)):
@@ -97,6 +100,15 @@ class Limit:
             raise ConfigurationError(
                 f"limit {self.spec!r}: reserve is {self.reserve}, but has to lie in 0 … 1"
             )
+        if self.headers is not None and (self.used or self.remaining or self.reset):
+            raise ConfigurationError(f"limit {self.spec!r}: give `headers`, or the names of single headers")
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """The headers that speak of this limit, where the declaration names them."""
+        if self.headers is None and (self.used or self.remaining):
+            return Dialect(None, self.used, self.remaining, self.reset)
+        return self.headers
 
     @property
     def at_once(self) -> bool:

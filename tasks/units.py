@@ -31,7 +31,6 @@ from resilience.errors import (
     StoreUnavailableError,
 )
 from resilience.guard import CallResult, Go, Lease, Refuse, Verdict, Wait
-from resilience.headers import quota_from
 from resilience.policy import Lane, RetryPolicy
 from tasks import store
 from tasks.collectors.registry import endpoint_of
@@ -294,7 +293,7 @@ class Delivery:
 
     def settle(self) -> None:
         """Tell the guard that the call went well; the next page is admitted in the same round trip."""
-        result = CallResult.of(None, latency_s=self._latency_s(), quota=self._quota())
+        result = CallResult.of(None, latency_s=self._latency_s(), headers=self._headers())
         lease, self.lease = self.lease, None
         assert lease is not None
         if self.done:
@@ -312,7 +311,7 @@ class Delivery:
         if lease is None:
             return
         retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
-        result = CallResult.of(error, latency_s=self._latency_s(), quota=self._quota())
+        result = CallResult.of(error, latency_s=self._latency_s(), headers=self._headers())
         logger.debug("call failed: %s (retry after %s s)", error, retry_after_s)
         settle_quietly(lease, result)
 
@@ -324,13 +323,8 @@ class Delivery:
     def _latency_s(self) -> float:
         return self.answer.elapsed_s if self.answer else 0.0
 
-    def _quota(self) -> Any:
-        if self.answer is None:
-            return None
-        # The store corrects the first limit that names headers, so no other may speak for it.
-        reported = (each.limit for each in self.ask.limits if each.limit.used or each.limit.remaining)
-        limit = next(reported, None)
-        return limit and quota_from(self.answer.headers, limit)
+    def _headers(self) -> Mapping[str, str] | None:
+        return self.answer.headers if self.answer else None
 
     def returned(self) -> dict[str, Any]:
         """What goes to the chord: small, and the same however often the unit is delivered."""

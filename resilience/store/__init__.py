@@ -85,7 +85,6 @@ class RateSpec:
     slack_us: int
     share: float
     window_us: int
-    reported: bool
 
     @cached_property
     def key(self) -> str:
@@ -199,14 +198,22 @@ Answer = Grant | Delay | Denial
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What the server said of the rate limit at `index` of the route."""
+
+    index: int
+    remaining: float
+    reset_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """How a granted call ended. `remaining` and `reset_us` are what the server said about its limit."""
+    """How a granted call ended, and what the server said of its limits."""
 
     grant: Grant
     kind: Kind
     retry_after_us: int | None = None
-    remaining: float | None = None
-    reset_us: int = 0
+    told: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from resilience.store import (
     Request,
     Route,
     SeatSpec,
+    Told,
 )
 from resilience.store.circuit import CircuitTable
 
@@ -316,16 +317,13 @@ class MemoryStore:
         Until the server's window ends no more than `remaining` may start, so the bucket is set back as far as
         it would refill until then.
         """
-        if report.remaining is None:
-            return
-        spec = next((spec for spec in report.grant.request.route.rates if spec.reported), None)
-        bucket = spec and self._buckets.get(spec.key)
-        if not spec or not bucket:
-            return
-        used_up = now + used_up_in(spec, report.remaining, report.reset_us)
-        if used_up > max(bucket.started_us, now):
-            bucket.started_us = used_up
-            bucket.booked_us = max(bucket.booked_us, used_up - spec.slack_us)
+        for told in report.told:
+            spec = report.grant.request.route.rates[told.index]
+            bucket = self._buckets.get(spec.key)
+            used_up = now + used_up_in(spec, told)
+            if bucket and used_up > max(bucket.started_us, now):
+                bucket.started_us = used_up
+                bucket.booked_us = max(bucket.booked_us, used_up - spec.slack_us)
 
 
 def cost_of(spec: RateSpec, weight: float) -> int:
@@ -333,9 +331,9 @@ def cost_of(spec: RateSpec, weight: float) -> int:
     return math.ceil(weight) * spec.unit_us
 
 
-def used_up_in(spec: RateSpec, remaining: float, reset_us: int) -> int:
-    """How far from now a bucket is used up from which no more than `remaining` may start until the reset."""
-    return spec.burst_us + spec.slack_us + reset_us - math.floor(max(remaining, 0)) * spec.unit_us
+def used_up_in(spec: RateSpec, told: Told) -> int:
+    """How far from now a bucket is used up from which no more than what remains may start until the reset."""
+    return spec.burst_us + spec.slack_us + told.reset_us - math.floor(told.remaining) * spec.unit_us
 
 
 def backfill_pace(spec: RateSpec, cost: int) -> tuple[int, int]:

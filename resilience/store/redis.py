@@ -37,6 +37,7 @@ from resilience.store import (
     Report,
     Request,
     Route,
+    Told,
     keys,
 )
 from resilience.store.memory import cost_of, used_up_in
@@ -122,7 +123,6 @@ class _Wire:
         self.sizes = _pack(len(route.gates), len(seats))
         longest_us = max((spec.window_us for spec in route.rates), default=0)
         self.since_ttl = _pack(max(8 * _DAY_MS, 2 * longest_us // 1000))
-        self.reported = next((spec for spec in route.rates if spec.reported), None)
         self._weights: dict[float, _Packed] = {}
 
     def rates(self, weight: float) -> _Packed:
@@ -296,24 +296,27 @@ def _admit_args(wire: _Wire, request: Request) -> _Packed:
 
 
 def _settle_keys(wire: _Wire, report: Report) -> _Packed:
-    if report.remaining is None or wire.reported is None:
+    if not report.told:
         return wire.settle_keys
-    return wire.settle_keys.and_(_pack(wire.reported.key))
+    return wire.settle_keys.and_(_pack(*[wire.buckets[told.index] for told in report.told]))
 
 
 def _settle_args(wire: _Wire, report: Report) -> _Packed:
     grant = report.grant
     retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
-    told = _pack(grant.request.id, report.kind.value, grant.started_us, retry_after_us)
+    ended = _pack(grant.request.id, report.kind.value, grant.started_us, retry_after_us)
     held = _pack(*[2 * era + permit for era, permit in zip(grant.eras, grant.permits, strict=True)])
-    return told.and_(wire.policies, held, wire.sizes, _quota(wire.reported, report))
+    return ended.and_(wire.policies, held, wire.sizes, _told(wire.route.rates, report.told))
 
 
-def _quota(spec: RateSpec | None, report: Report) -> _Packed:
-    if spec is None or report.remaining is None:
+def _told(rates: Sequence[RateSpec], told: Sequence[Told]) -> _Packed:
+    if not told:
         return _NO_BUCKET
-    used_up_us = used_up_in(spec, report.remaining, report.reset_us)
-    return _pack(1, used_up_us, spec.slack_us, _ttl_ms(spec.window_us))
+    said = [(rates[each.index], each) for each in told]
+    return _flat(
+        (len(said),),
+        *((used_up_in(spec, each), spec.slack_us, _ttl_ms(spec.window_us)) for spec, each in said),
+    )
 
 
 def _answer(request: Request, reply: list[Any]) -> Answer:

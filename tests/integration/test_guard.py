@@ -7,7 +7,6 @@ import pytest
 from resilience.breaker import CircuitBreaker
 from resilience.errors import ConfigurationError, NotFoundError, RateLimitError, ServerError
 from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Refuse, Wait
-from resilience.headers import Quota
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Lane, Limit
 from resilience.store.memory import MemoryStore
@@ -733,14 +732,15 @@ def test_gate_without_limits(world):
 # what the server says
 
 
-def quota(left, reset_s=None):
-    return CallResult.of(None, latency_s=0.1, quota=Quota(600, remaining=left, reset_s=reset_s))
+def says(**headers):
+    named = {name.replace("_", "-"): str(value) for name, value in headers.items()}
+    return CallResult.of(None, latency_s=0.1, headers=named)
 
 
 def test_server_says_less_is_left(world):
     """Someone else uses the limit: nothing more than what is left may start at once."""
     bucket = limit("6000/1m", used="X-Used")
-    world.call(bucket, result=quota(2))
+    world.call(bucket, result=says(X_Used=5998))
     world.go(bucket)
     world.go(bucket)
     world.wait(bucket)
@@ -749,15 +749,34 @@ def test_server_says_less_is_left(world):
 def test_server_says_nothing_is_left_until(world):
     """Silence until the server's window ends."""
     bucket = limit("6000/1m", remaining="X-Left", reset="X-Reset")
-    world.call(bucket, result=quota(0, reset_s=30))
+    world.call(bucket, result=says(X_Left=0, X_Reset=30))
     assert world.wait(bucket).seconds > 30
 
 
 def test_server_never_raises_the_limit(world):
     """What it says is left may be more than we allow ourselves."""
-    bucket = limit("60/1m", used="X-Used")
-    world.call(bucket, result=quota(6000))
+    bucket = limit("60/1m", remaining="X-Left")
+    world.call(bucket, result=says(X_Left=6000))
     world.wait(bucket)
+
+
+def test_server_speaks_of_two_limits_at_once(world):
+    """One for the minute and one for the day: each corrects its own, whichever stands first."""
+    minute, day = limit("600/1m", remaining="X-Minute"), limit("864000/1d", remaining="X-Day")
+    world.call(minute, day, result=says(X_Minute=600, X_Day=1))
+    world.go(minute, day)
+    assert world.wait(minute, day).key == day.name
+    world.call(minute, result=says(X_Minute=0))
+    assert world.wait(minute).key == minute.name
+
+
+def test_server_names_its_limits_itself(world):
+    """A limit that names no headers is found by the families, in which the day's quota is not the minute's."""
+    bucket = limit("600/1m")
+    world.call(bucket, result=says(X_RateLimit_Remaining=0, X_RateLimit_Reset=3600))
+    world.go(bucket)
+    world.call(bucket, result=says(X_RateLimit_Remaining=0, X_RateLimit_Reset=30))
+    assert world.wait(bucket).seconds > 30
 
 
 # a store that was lost

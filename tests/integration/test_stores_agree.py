@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from resilience.breaker import CircuitBreaker
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
-from resilience.store import CircuitState, Delay, Grant, Kind, Report, Request, Route
+from resilience.store import CircuitState, Delay, Grant, Kind, Report, Request, Route, Told
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 
@@ -60,12 +60,11 @@ ROUTES = (
 
 waits = st.sampled_from([0, 1, 900, 10_000, 101_011, 400_000, 1_000_000, 2_500_000, 7_000_000, 61_000_000])
 kinds = st.sampled_from([*[Kind.SUCCESS] * 3, *[Kind.FAILURE] * 3, *Kind])
-reports = st.tuples(
-    kinds,
-    st.sampled_from([None, None, 0, 500_000, 3_000_000]),
-    st.sampled_from([None, None, 0, 1, 2.5, 30, 90]),
-    st.sampled_from([0, 0, 2_000_000, 30_000_000]),
+# What the server says of a limit: what remains (None: nothing is said) and when it starts anew.
+quotas = st.tuples(
+    st.sampled_from([None, None, 0, 1, 2.5, 30, 90]), st.sampled_from([0, 0, 2_000_000, 30_000_000])
 )
+reports = st.tuples(kinds, st.sampled_from([None, None, 0, 500_000, 3_000_000]), st.lists(quotas, max_size=3))
 asks = st.tuples(
     st.sampled_from(ROUTES),
     st.sampled_from([1, 1, 2, 3]),
@@ -134,7 +133,7 @@ class BothStores(RuleBasedStateMachine):
     def hit_the_gate(self, seconds, ask, times):
         """A 429, and everyone is back when it is over."""
         if self.leases:
-            self.both("settle", self.report(Kind.THROTTLED, seconds and seconds * 1_000_000, None, 0))
+            self.both("settle", self.report(Kind.THROTTLED, seconds and seconds * 1_000_000, []))
             self.now += (seconds or 60) * 1_000_000
             self.admit_many(ask, times)
 
@@ -185,8 +184,14 @@ class BothStores(RuleBasedStateMachine):
             weight = 1
         return Request(route, f"call-{self.count}", weight, live, ticket)
 
-    def report(self, kind, retry_after_us, remaining, reset_us):
-        return Report(self.leases.popleft(), kind, retry_after_us, remaining, reset_us)
+    def report(self, kind, retry_after_us, quotas):
+        grant = self.leases.popleft()
+        told = [
+            Told(index, remaining, reset_us)
+            for index, (remaining, reset_us) in enumerate(quotas[: len(grant.request.route.rates)])
+            if remaining is not None
+        ]
+        return Report(grant, kind, retry_after_us, tuple(told))
 
     def take(self, request, answer):
         if isinstance(answer, Grant):

@@ -28,6 +28,7 @@ DEFINED = {
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
     "resilience.breaker": {"CircuitBreaker", "StateName"},
     "resilience.limiter": {"RateLimiter"},
+    "resilience.headers": {"Dialect", "Quota"},
 }  # fmt: skip
 
 

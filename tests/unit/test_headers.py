@@ -3,53 +3,177 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resilience.headers import Quota, quota_from, retry_after_s
+from resilience import headers as dialects
+from resilience.errors import ConfigurationError
+from resilience.guard import Ask, CallResult, Go, Guard, Kind, Wait
+from resilience.headers import Dialect, Quota, quota_from, quotas_in, retry_after_s
+from resilience.limiter import RateLimiter
 from resilience.policy import Limit
+from resilience.store.memory import MemoryStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-BINANCE = Limit("6000/1m", per="ip", used="X-MBX-USED-WEIGHT-1M")
-XERO = Limit("60/1m", remaining="X-MinLimit-Remaining", reset="X-MinLimit-Reset")
+HERE = "Fri, 02 Jan 2026 03:04:05 GMT"
+BINANCE = Limit("6000/1m", per="ip", headers=dialects.BINANCE_MINUTE)
+BY_NAME = Limit("60/1m", remaining="X-Left", reset="X-Reset")
+MINUTE, DAY = Limit("60/1m"), Limit("5000/1d")
 
 
 def test_binance_says_what_is_used():
     """The limit itself comes from the declaration."""
     quota = quota_from({"x-mbx-used-weight-1m": "5990", "Content-Type": "application/json"}, BINANCE)
-    assert quota == Quota(limit=6000.0, used=5990.0)
+    assert quota == Quota(limit=6000, used=5990)
     assert quota.left == 10
 
 
 def test_more_used_than_allowed_leaves_nothing():
     """Never a negative rest."""
     assert Quota(limit=6000.0, used=6100.0).left == 0
+    assert quota_from({"X-Left": "-3"}, BY_NAME).left == 0
 
 
 def test_remaining_and_reset():
     """What the server says remains needs no reckoning."""
-    quota = quota_from({"X-MinLimit-Remaining": "12.0", "X-MinLimit-Reset": "30"}, XERO)
+    quota = quota_from({"X-Left": "12.0", "X-Reset": "30"}, BY_NAME)
     assert (quota.left, quota.reset_s) == (12.0, 30.0)
 
 
 @pytest.mark.parametrize(
     ("reset", "seconds"),
-    [("1767323075", 30.0), ("1767323075000", 30.0), ("Fri, 02 Jan 2026 03:04:35 GMT", 30.0), ("30", 30.0)],
+    [
+        ("30", 30.0),
+        ("30.5", 30.5),
+        ("1767323075", 30.0),
+        ("1767323075000", 30.0),
+        ("1767323075000000", 30.0),
+        ("1767323075000000000", 30.0),
+        ("Fri, 02 Jan 2026 03:04:35 GMT", 30.0),
+        ("Friday, 02-Jan-26 03:04:35 GMT", 30.0),
+        ("2026-01-02T03:04:35Z", 30.0),
+        ("2026-01-02T05:04:35.500+02:00", 30.5),
+        ("2026-01-02 03:04:35", 30.0),
+        ("6s", 6.0),
+        ("1m30s", 90.0),
+        ("1.5h", 5400.0),
+        ("250ms", 0.25),
+        ("999999", 86_400.0),
+        ("2099-01-01", 86_400.0),
+        ("2026-01-02T03:04:00Z", 0.0),
+        ("0", 0.0),
+        ("1970-01-01", None),
+        ("1000000001", None),
+        ("-30", None),
+        ("soon", None),
+        ("30 seconds", None),
+        ("1e3", None),
+        ("٣٠", None),
+    ],
 )
-def test_reset_in_any_unit(reset, seconds):
-    """Seconds, a Unix time in seconds or milliseconds, a date."""
-    headers = {
-        "X-MinLimit-Remaining": "1",
-        "X-MinLimit-Reset": reset,
-        "Date": "Fri, 02 Jan 2026 03:04:05 GMT",
-    }
-    assert quota_from(headers, XERO).reset_s == seconds
+def test_reset_in_any_form(reset, seconds):
+    """The form says what it is; what has long passed or cannot be read says nothing."""
+    assert quota_from({"X-Left": "1", "X-Reset": reset, "Date": HERE}, BY_NAME).reset_s == seconds
+
+
+def test_milliseconds_have_to_be_declared():
+    """Nobody could tell them from seconds; points in time are the same in any unit."""
+    limit = Limit("60/1m", headers=Dialect(remaining="X-Left", reset="X-Reset", unit="ms"))
+    assert quota_from({"X-Left": "1", "X-Reset": "2500"}, limit).reset_s == 2.5
+    assert quota_from({"X-Left": "1", "X-Reset": "1767323075", "Date": HERE}, limit).reset_s == 30
 
 
 def test_silence_is_no_quota():
     """Coinbase documents no such headers, and an answer may lack them."""
     assert quota_from({"X-MBX-USED-WEIGHT-1M": "5"}, Limit("10/1s")) is None
     assert quota_from({}, BINANCE) is None
+    assert quota_from({"X-Left": "many"}, BY_NAME) is None
+
+
+# as the services send them
+
+
+REDDIT = {"x-ratelimit-remaining": "996.0", "x-ratelimit-used": "4", "x-ratelimit-reset": "498"}
+X = {"x-rate-limit-limit": "450", "x-rate-limit-remaining": "449", "x-rate-limit-reset": "1767323945"}
+GLASSNODE = {"x-rate-limit-limit": "600", "x-rate-limit-remaining": "0", "x-rate-limit-reset": "42"}
+HPE = {"X-RateLimit-Limit": "160", "X-RateLimit-Remaining": "12", "X-RateLimit-Reset": "2026-01-02T03:04:45Z"}
+IETF = {"RateLimit-Limit": "100, 100;w=60", "RateLimit-Remaining": "50", "RateLimit-Reset": "5"}
+
+
+@pytest.mark.parametrize(
+    ("said", "limit", "quota"),
+    [
+        (REDDIT, Limit("100/1m"), None),
+        (REDDIT, Limit("1000/10m"), Quota(None, None, 996, 498)),
+        (X, Limit("450/15m"), Quota(450, None, 449, 900)),
+        (GLASSNODE, Limit("600/1m"), Quota(600, None, 0, 42)),
+        (HPE, Limit("160/1m"), Quota(160, None, 12, 40)),
+        (IETF, Limit("100/1m"), Quota(100, None, 50, 5)),
+        (HPE, Limit("5 at once"), None),
+        ({"X-MinLimit-Remaining": "58"}, Limit("60/1m", headers=dialects.XERO_MINUTE), Quota(60, None, 58)),
+        ({"X-DayLimit-Remaining": "9"}, Limit("5000/1d", headers=dialects.XERO_DAY), Quota(5000, None, 9)),
+        (
+            {"X-AppMinLimit-Remaining": "9999"},
+            Limit("10000/1m", headers=dialects.XERO_APP_MINUTE),
+            Quota(10000, None, 9999),
+        ),
+        (
+            {"X-API-CREDITS-REMAINING": "2400"},
+            Limit("5000/1d", headers=dialects.ZOHO_CREDITS),
+            Quota(5000, None, 2400),
+        ),
+    ],
+)
+def test_services(said, limit, quota):
+    """Seconds, Unix times and ISO times under names that look alike; a longer window is another limit's."""
+    assert quota_from({**said, "Date": HERE}, limit) == quota
+
+
+def test_drafts():
+    """Two quotas in a line, with their windows in another; bytes are no calls."""
+    said = {
+        "RateLimit": '"minute";r=50;t=30, "day";r=4000;t=80000, "bytes";r=1;t=1',
+        "RateLimit-Policy": '"minute";q=60;w=60,"day";q=5000; w=86400;pk=:c2Vj:,"bytes";q=9;w=1;qu="content-bytes"',
+    }
+    assert quotas_in(said, NOW) == (Quota(60, None, 50, 30, 60), Quota(5000, None, 4000, 80000, 86400))
+    assert quota_from(said, MINUTE).left == 50
+    assert quota_from(said, DAY).left == 4000
+    assert quota_from(said, Limit("10/1s")) is None
+
+
+@pytest.mark.parametrize("said", [";", ",", '"', '"a', ";;r=1", "a;", '"a";r', "=", "remaining=", ",;,"])
+def test_broken_drafts(said):
+    """No quota, or one that says nothing."""
+    assert all(quota.left is None for quota in quotas_in({"RateLimit": said, "RateLimit-Policy": said}))
+
+
+def test_an_older_draft():
+    """All in one line."""
+    assert quotas_in({"ratelimit": "limit=100, remaining=7, reset=5"}) == (Quota(100, None, 7, 5),)
+
+
+def test_the_scarcer_of_two_that_cannot_be_told_apart():
+    """Two families in one answer, neither of which names a window."""
+    said = {"X-RateLimit-Remaining": "30", "RateLimit-Remaining": "20"}
+    assert quota_from(said, MINUTE).left == 20
+
+
+def test_a_header_that_came_twice():
+    """Joined with a comma: the stricter number counts, and if one is none the header is none."""
+    assert quota_from({"X-Left": "10, 9"}, BY_NAME).left == 9
+    assert quota_from({"X-MBX-USED-WEIGHT-1M": "10, 12"}, BINANCE).used == 12
+    assert quota_from({"X-Left": "10, many"}, BY_NAME) is None
+
+
+def test_a_dialect_that_says_nothing():
+    """A reset alone is of no use; nor are two ways to say the same."""
+    with pytest.raises(ConfigurationError, match="`used` or `remaining`"):
+        Dialect(reset="X-Reset")
+    with pytest.raises(ConfigurationError, match="or the names"):
+        Limit("60/1m", used="X-Used", headers=dialects.XERO_MINUTE)
+
+
+# how long to wait
 
 
 @pytest.mark.parametrize(
@@ -62,6 +186,7 @@ def test_silence_is_no_quota():
         ("999999", 86_400.0),
         ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
         ("Fri, 02 Jan 2026 03:04:00 GMT", 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", None),
         ("-5", None),
         ("soon", None),
         ("", None),
@@ -77,8 +202,8 @@ def test_retry_after(value, seconds):
 
 def test_retry_after_by_the_servers_clock():
     """Our clock is an hour off; the server's two dates agree with each other."""
-    headers = {"retry-after": "Fri, 02 Jan 2026 04:05:05 GMT", "date": "Fri, 02 Jan 2026 04:04:05 GMT"}
-    assert retry_after_s(headers, NOW) == 60.0
+    said = {"retry-after": "Fri, 02 Jan 2026 04:05:05 GMT", "date": "Fri, 02 Jan 2026 04:04:05 GMT"}
+    assert retry_after_s(said, NOW) == 60.0
 
 
 def test_no_retry_after():
@@ -86,26 +211,72 @@ def test_no_retry_after():
     assert retry_after_s({}, NOW) is None
 
 
-headers = st.dictionaries(
-    st.sampled_from(
-        ["Retry-After", "Date", "X-MinLimit-Remaining", "X-MinLimit-Reset", "X-MBX-USED-WEIGHT-1M"]
+def test_the_reset_of_what_is_used_up_is_a_wait():
+    """X sends no Retry-After; a quota that has something left is not the one that was hit."""
+    assert retry_after_s({**X, "x-rate-limit-remaining": "0"}, NOW) == 900
+    assert retry_after_s(X, NOW) is None
+    assert retry_after_s({**GLASSNODE, "Retry-After": "7"}, NOW) == 7
+    assert retry_after_s({"RateLimit": '"m";r=0;t=30, "d";r=0;t=900, "h";r=5;t=9999'}) == 900
+
+
+# whatever stands there
+
+
+NAMES = [
+    *("Retry-After", "Date", "X-Left", "X-Reset", "X-MBX-USED-WEIGHT-1M", "RateLimit", "RateLimit-Policy"),
+    *(
+        f"{family}-{part}"
+        for family in ("X-RateLimit", "RateLimit")
+        for part in ("Limit", "Remaining", "Reset")
     ),
-    st.one_of(
-        st.text(max_size=40),
-        st.integers().map(str),
-        st.floats().map(str),
-        st.datetimes().map(lambda at: at.strftime("%a, %d %b %Y %H:%M:%S GMT")),
-    ),
+]
+moments = st.datetimes().map(lambda at: at.replace(tzinfo=UTC))
+values = st.one_of(
+    st.text(st.characters(codec="latin-1"), max_size=80),
+    st.text('"0123456789;=,.-rtqw ', max_size=80),
+    st.integers().map(str),
+    st.floats().map(str),
+    moments.map(lambda at: at.strftime("%a, %d %b %Y %H:%M:%S GMT")),
+    moments.map(datetime.isoformat),
+    st.tuples(st.integers(0, 99), st.integers(0, 9999)).map(lambda n: f'"a";r={n[0]};t={n[1]}'),
+    st.integers(0, 9999).map(lambda n: f"limit=10, remaining=5, reset={n}"),
 )
+anything = st.dictionaries(st.sampled_from(NAMES), values)
 
 
-@given(headers)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(anything)
 def test_anything_may_stand_there(said):
     """Never an error, never a wait below zero or above a day, never less than nothing left."""
     wait = retry_after_s(said, NOW)
     assert wait is None or 0 <= wait <= 86_400
-    for limit in (BINANCE, XERO):
-        quota = quota_from(said, limit)
+    for quota in (
+        *quotas_in(said, NOW),
+        *(quota_from(said, each, NOW) for each in (BINANCE, BY_NAME, MINUTE)),
+    ):
         if quota is not None:
-            assert quota.left >= 0
+            assert quota.left is None or quota.left >= 0
             assert quota.reset_s is None or 0 <= quota.reset_s <= 86_400
+
+
+def wait_after(said, limit):
+    """How long the call after this answer has to wait."""
+    store = MemoryStore(now_us=lambda: 1_700_000_000_000_000)
+    store.mark_fresh(["a"])
+    guard, limiter = Guard(store), RateLimiter("r", limit, api="a", key="k")
+    ask = Ask("a", (), (limiter,))
+    verdict = guard.admit(ask)
+    assert isinstance(verdict, Go)
+    guard.settle(verdict.lease, CallResult(Kind.SUCCESS, 0.1, headers=said))
+    verdict = guard.admit(ask)
+    return verdict.seconds if isinstance(verdict, Wait) else 0.0
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(anything, st.sampled_from([BY_NAME, MINUTE, DAY]))
+def test_nothing_speeds_up_and_another_window_holds_nothing_up(said, limit):
+    """Whatever a server says, the next call comes no earlier; what was found by itself costs a window at most."""
+    wait = wait_after(said, limit)
+    assert wait >= wait_after({}, limit)
+    if limit.dialect is None:
+        assert wait <= 2 * limit.window_s

@@ -1,10 +1,10 @@
 -- settle(): what a call's end says; gives back what the call held.
 --
 -- KEYS      circuit and permits for each circuit; each gate (hash: closed, until, strikes); each sorted set
---           of seats; the bucket the server reported on, if any
+--           of seats; each bucket the server told something of
 -- ARGV      id, kind, started_us, retry_after_us (-1: none named); number of circuits and each (circuit.lua);
---           era · 2 + permit for each; number of gates; number of sets of seats; number of buckets (0 or 1) and
---           for it: how far from now it is used up in µs, slack_us, ttl_ms
+--           era · 2 + permit for each; number of gates; number of sets of seats; number of buckets, and for
+--           each: how far from now it is used up in µs, slack_us, ttl_ms
 -- returns   {now, changes}; changes: index, old, new, reason, … flat
 
 -- Close the gate on a 429. The calls that were in flight when it closed tell nothing new.
