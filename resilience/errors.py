@@ -270,3 +270,7 @@ class RetryExhaustedError(CollectionError):
     """Every attempt failed."""
 
     code = "retries_exhausted"
+
+    def __init__(self, message: str | None = None, *, attempts: int = 0, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.attempts = attempts

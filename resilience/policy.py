@@ -3,21 +3,24 @@
 import math
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import InitVar, dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from resilience.errors import ConfigurationError
 from resilience.headers import Dialect
 
 Per = Literal["api", "ip", "account", "endpoint", "symbol"] | Callable[[Any], str]
-Jitter = Literal["full", "none"]
+Jitter = Literal["full", "equal", "decorrelated", "additive", "none"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RATE = re.compile(r"^\s*(\d+)\s*/\s*(\d+)?\s*([smhd])\s*$")
 _AT_ONCE = re.compile(r"^\s*(\d+)\s+at\s+once\s*$")
+
+_ATTEMPTS = 4
+_STEPS = 62  # more doublings than any cap needs, and fewer than a float holds
 
 
 class Lane(StrEnum):
@@ -147,27 +150,76 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and after how long. `attempts` counts the first call: 4 attempts are 3 retries."""
+    """How often, and after how long. `attempts` counts the first call: 4 attempts are 3 retries.
 
-    attempts: int = 4
+    `max_retries=3` says the same as `attempts=4`. The n-th wait is `base_s` · `factor`ⁿ⁻¹, `cap_s` at most,
+    and `jitter` spreads it (Brooker, "Exponential Backoff and Jitter", 2015):
+
+    - `full`: anything up to the wait (the default: a crowd that failed together comes back most evenly)
+    - `equal`: half of it, and anything up to the other half
+    - `decorrelated`: anything from `base_s` to three times the wait before; `factor` does not count
+    - `additive`: the wait, and up to a second on top
+    - `none`: the wait
+    """
+
+    attempts: int = _ATTEMPTS
     base_s: float = 1.0
     cap_s: float = 60.0
+    factor: float = 2.0
     jitter: Jitter = "full"
+    max_retries: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, max_retries: int | None) -> None:
+        if max_retries is not None:
+            if self.attempts not in {max_retries + 1, _ATTEMPTS}:
+                raise ConfigurationError(
+                    f"RetryPolicy.attempts is {self.attempts}, but max_retries={max_retries} "
+                    f"means {max_retries + 1}"
+                )
+            object.__setattr__(self, "attempts", max_retries + 1)
+        if problem := next(self._problems(), None):
+            raise ConfigurationError(f"RetryPolicy.{problem}")
+
+    def _problems(self) -> Iterator[str]:
         if self.attempts < 1:
-            raise ConfigurationError(f"RetryPolicy.attempts is {self.attempts}, but has to be at least 1")
+            yield f"attempts is {self.attempts}, but has to be at least 1"
+        for name, seconds in (("base_s", self.base_s), ("cap_s", self.cap_s)):
+            if not 0 <= seconds < math.inf:
+                yield f"{name} is {seconds}, but has to be seconds, 0 or more"
+        if not 1 <= self.factor <= 100:
+            yield f"factor is {self.factor}, but has to lie in 1 … 100"
+        if self.jitter not in get_args(Jitter):
+            yield f"jitter is {self.jitter!r}, but has to be one of {', '.join(get_args(Jitter))}"
 
     def wait_s(
         self, attempt: int, retry_after_s: float | None = None, *, rng: Callable[[], float] = random.random
     ) -> float:
         """Seconds to wait after the `attempt`-th call (1, 2, …) failed.
 
-        Full jitter: uniform in 0 … min(cap, base · 2ⁿ) (Brooker, "Exponential Backoff and Jitter", 2015).
         A server's own wait is never shortened: there jitter only adds, a tenth or one second at most.
         """
-        backoff = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 62))
-        wait = backoff * rng() if self.jitter == "full" else backoff
+        wait = self._jittered_s(attempt, rng)
         if retry_after_s is None:
             return wait
         return max(wait, retry_after_s + min(1.0, 0.1 * retry_after_s) * rng())
+
+    def _jittered_s(self, attempt: int, rng: Callable[[], float]) -> float:
+        backoff = min(self.cap_s, self.base_s * self.factor ** min(attempt - 1, _STEPS))
+        match self.jitter:
+            case "full":
+                return backoff * rng()
+            case "equal":
+                return backoff / 2 * (1 + rng())
+            case "decorrelated":
+                return self._decorrelated_s(attempt, rng)
+            case "additive":
+                return backoff + rng()
+            case "none":
+                return backoff
+
+    def _decorrelated_s(self, attempt: int, rng: Callable[[], float]) -> float:
+        """The waits before are drawn anew, so that nobody has to remember them between two deliveries."""
+        wait = self.base_s
+        for _ in range(min(attempt, _STEPS)):
+            wait = min(self.cap_s, self.base_s + (3 * wait - self.base_s) * rng())
+        return wait

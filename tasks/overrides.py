@@ -22,10 +22,10 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from resilience.errors import ConfigurationError
-from resilience.policy import BreakerPolicy, Limit, RetryPolicy
+from resilience.policy import BreakerPolicy, Jitter, Limit, RetryPolicy
 
 # A check returns what is allowed when the value is not, and None when it is.
 Check = Callable[[Any], str | None]
@@ -150,7 +150,8 @@ _RETRY: dict[str, Check] = {
     "attempts": _whole,
     "base_s": _number,
     "cap_s": _number,
-    "jitter": _one_of("full", "none"),
+    "factor": _growth,
+    "jitter": _one_of(*get_args(Jitter)),
 }
 _COLLECTOR: dict[str, Check] = {"base_url": _url, "limits": _limits}
 _POLICIES: dict[str, dict[str, Check]] = {"breaker": _BREAKER, "retry": _RETRY}

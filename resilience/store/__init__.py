@@ -114,6 +114,21 @@ class SeatSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class RetrySpec:
+    """A budget of retries: one is earned in `unit_us`, and `room_us` of them are saved at most."""
+
+    api: str
+    name: str
+    unit_us: int
+    room_us: int
+
+    @cached_property
+    def key(self) -> str:
+        """Where the budget is kept."""
+        return keys.retries(self.api, self.name)
+
+
+@dataclass(frozen=True, eq=False)
 class Route:
     """Everything that one kind of call has to pass."""
 
@@ -247,6 +262,9 @@ class Store(Protocol):
 
     def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
         """Put a circuit into a state by hand; None where it was in it already."""
+
+    def retry(self, spec: RetrySpec, earned_us: int) -> bool:
+        """Add what first calls have earned, and take a retry out of the budget if it holds one."""
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """Say that nobody was calling these APIs until now.

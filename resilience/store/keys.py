@@ -33,6 +33,11 @@ def ticket(api: str, id_: str) -> str:
     return f"{_PREFIX}:{{{api}}}:ticket:{id_}"
 
 
+def retries(api: str, name: str) -> str:
+    """String: until when a budget of retries is used up."""
+    return f"{_PREFIX}:{{{api}}}:retries:{name}"
+
+
 def since(api: str) -> str:
     """String: since when this store knows about every call to the API."""
     return f"{_PREFIX}:{{{api}}}:since"

@@ -28,6 +28,7 @@ from resilience.store import (
     Reading,
     Report,
     Request,
+    RetrySpec,
     Route,
     SeatSpec,
     Told,
@@ -97,6 +98,7 @@ class MemoryStore:
         self._seats: dict[str, dict[str, int]] = {}
         self._tickets: dict[str, _Ticket] = {}
         self._since: dict[str, int] = {}
+        self._retries: dict[str, int] = {}
 
     def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
@@ -138,6 +140,15 @@ class MemoryStore:
         """See `Store.move`."""
         with self._lock:
             return self._circuits.move(spec, state, until_us, self._now_us())
+
+    def retry(self, spec: RetrySpec, earned_us: int) -> bool:
+        """See `Store.retry`."""
+        with self._lock:
+            now = self._now_us()
+            used = max(self._retries.get(spec.key, 0) - earned_us, now) + spec.unit_us
+            allowed = used <= now + spec.room_us
+            self._retries[spec.key] = used if allowed else used - spec.unit_us
+            return allowed
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""

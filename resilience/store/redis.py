@@ -36,6 +36,7 @@ from resilience.store import (
     Reading,
     Report,
     Request,
+    RetrySpec,
     Route,
     Told,
     keys,
@@ -101,6 +102,7 @@ _SETTLE_AND_ADMIT = _compose(
 _RELEASE = _compose(("wire", "release"), "return release()")
 _MOVE = _compose(("wire", "circuit", "move"), "return move()")
 _VIEW = _compose(("wire", "circuit", "view"), "return view()")
+_RETRY = _compose(("wire", "retry"), "return retry()")
 
 _NO_BUCKET = _pack(0)
 _WEIGHTS_KEPT = 64
@@ -207,6 +209,10 @@ class RedisStore:
         reply = self._run(_MOVE, _pack(*_circuit_keys([spec])), _flat(_policy(spec), (state.value, until_us)))
         change = _changes(*reply)[0]
         return change if change.old is not change.new else None
+
+    def retry(self, spec: RetrySpec, earned_us: int) -> bool:
+        """See `Store.retry`."""
+        return bool(self._run(_RETRY, _pack(spec.key), _pack(spec.unit_us, spec.room_us, earned_us)))
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""

@@ -27,6 +27,7 @@ DEFINED = {
     },
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
     "resilience.breaker": {"CircuitBreaker", "StateName"},
+    "resilience.retry": {"Retry", "RetryBudget", "Retrying"},
     "resilience.limiter": {"RateLimiter"},
     "resilience.headers": {"Dialect", "Quota"},
 }  # fmt: skip
