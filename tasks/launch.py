@@ -1,8 +1,8 @@
 """Publishes a wave's chord in one batch.
 
 `chord.apply_async` sends its header one message at a time, and leaves the launching process subscribed to
-every unit's result for ever. Here the same chord is written with kombu's batching producer from messages
-that Celery's own `as_task_v2` builds, after `set_chord_size` has told the result backend how many parts to
+every unit's result for ever. Here the same chord is written as one batch from messages that Celery's own
+`as_task_v2` builds, after `set_chord_size` has told the result backend how many parts to
 wait for: the units return to it as to any chord.
 """
 
@@ -12,6 +12,8 @@ from celery import Celery, current_app
 from celery.canvas import Signature, chord
 from celery.utils import uuid
 from kombu.exceptions import OperationalError
+
+from tasks.broker import away_is_one_error, batch
 
 
 def launch(wave: chord) -> None:
@@ -25,14 +27,12 @@ def launch(wave: chord) -> None:
     chord_id = wave.options["task_id"]
     body = wave.body.clone()
     body.freeze(uuid(), root_id=chord_id)
-    away = (*app.backend.connection_errors, *app.connection_for_write().connection_errors)
     try:
-        with app.producer_pool.acquire(block=True) as producer, producer.batch():
-            producer.connection.ensure_connection(timeout=2)  # sooner said than by the backend
+        with away_is_one_error(), batch(app, {unit.options["queue"] for unit in header}) as producer:
             app.backend.set_chord_size(chord_id, len(header))
             for index, unit in enumerate(header):
                 _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)
-    except away as error:
+    except (OperationalError, *app.backend.connection_errors) as error:
         raise OperationalError(f"the wave was not launched: {error}") from error
 
 
@@ -77,7 +77,7 @@ def broker_was_emptied() -> bool:
 
     Raises kombu's OperationalError when the broker is away.
     """
-    with current_app.connection_for_write() as connection:
+    with away_is_one_error(), current_app.connection_for_write() as connection:
         if connection.transport.driver_type != "redis":
             return False
         with connection.default_channel.conn_or_acquire() as client:

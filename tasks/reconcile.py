@@ -12,11 +12,12 @@ from typing import Any
 
 from celery import current_app, shared_task
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Connection, RowMapping, and_, exists, func, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, exists, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
 from tasks import heartbeat
+from tasks.broker import away_is_one_error
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.heartbeat import LEASE
@@ -104,7 +105,7 @@ def _redis_was_emptied() -> bool:
     """Whether Redis came back without what it held; kept as an event, for units sent before are lost."""
     try:
         emptied = broker_was_emptied()
-    except (BrokerError, OSError):
+    except BrokerError:
         return False
     if emptied and _seen_before():
         logger.warning("Redis was found empty: every sent unit is sent again")
@@ -253,7 +254,8 @@ def _send_again(settings: Settings, *, everything: bool) -> int:
         overdue = units.c.expected_at < db_now()
         late = units.c.expected_at < db_now(-settings.late_after_s)
         since_loss = and_(overdue, units.c.sent_at < _last_loss(connection, settings))
-        lost = units.c.sent_at < db_now(-1.0) if everything else or_(late, since_loss)
+        idle = _idle(connection, settings)
+        lost = units.c.sent_at < db_now(-1.0) if everything else or_(late, since_loss, idle)
         rows = list(
             connection.execute(
                 select(units, runs.c.lane)
@@ -281,6 +283,14 @@ def _send_again(settings: Settings, *, everything: bool) -> int:
     return _publish(missing, lanes)
 
 
+def _idle(connection: Connection, settings: Settings) -> Any:
+    """A condition: overdue, while nobody runs anything, so that it is in no worker's hands either."""
+    running = select(units.c.n).where(NOT_DONE, units.c.state == UnitState.RUNNING).limit(1)
+    if connection.execute(running).first() is not None:
+        return false()
+    return units.c.expected_at < db_now(-settings.reconcile_s)
+
+
 def _last_loss(connection: Connection, settings: Settings) -> Any:
     """When a worker or Redis was last lost: messages sent before may have been lost with it."""
     died = connection.execute(
@@ -300,9 +310,9 @@ def _last_loss(connection: Connection, settings: Settings) -> Any:
 
 
 def ready_messages(names: Iterable[str]) -> dict[str, int]:
-    """Ready messages by queue; a queue that is not there has none."""
+    """Ready messages by queue; a queue that is not there has none. Raises OperationalError."""
     counts: dict[str, int] = {}
-    with current_app.connection_for_read() as connection:
+    with away_is_one_error(), current_app.connection_for_read() as connection:
         for name in names:
             try:
                 counts[name] = connection.default_channel.queue_declare(
@@ -322,8 +332,9 @@ def _publish(rows: Sequence[RowMapping], lanes: Mapping[int, str]) -> int:
     for count, row in enumerate(rows):
         message = {"run": row["run"], "n": row["n"], "endpoint": row["endpoint"], "symbol": row["symbol"]}
         try:
-            collect.apply_async(kwargs=message, queue=_queue(row, lanes), retry=False)
-        except (BrokerError, OSError):
+            with away_is_one_error():
+                collect.apply_async(kwargs=message, queue=_queue(row, lanes), retry=False)
+        except BrokerError:
             return count  # SQL has them as sent; they are late again soon
     return len(rows)
 

@@ -22,6 +22,7 @@ from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailabl
 from resilience.guard import CircuitView
 from resilience.policy import Lane
 from tasks import heartbeat
+from tasks.broker import away_is_one_error
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.launch import launch
@@ -107,8 +108,9 @@ def request(order: Order) -> int:
 def start(run: int) -> bool:
     """Ask a ctl worker to plan a run now; False when the broker is away (the reconciler plans it later)."""
     try:
-        plan.apply_async(kwargs={"run": run}, retry=False)
-    except (BrokerError, OSError):
+        with away_is_one_error():
+            plan.apply_async(kwargs={"run": run}, retry=False)
+    except BrokerError:
         return False
     return True
 
@@ -316,7 +318,7 @@ def _launch_wave(run: RowMapping, endpoints: Sequence[Endpoint], views: Mapping[
     ]
     try:
         launch(chord(header, body, task_id=chord_id))
-    except (BrokerError, OSError):
+    except BrokerError:
         take_back(run["id"], wave)
         raise
     return True

@@ -1,6 +1,7 @@
 """A clean environment for every test, real servers, and one line at the end that says what was not tested.
 
-The servers: a private Redis, and a database or vhost of its own on servers that run already.
+The servers: a private Redis, a database or vhost of its own on servers that run already, and a private RabbitMQ
+where one is to be broken.
 """
 
 import contextlib
@@ -117,32 +118,79 @@ def database_url(request, tmp_path):
     return request.getfixturevalue("postgres_url")
 
 
-@pytest.fixture(scope="module")
-def rabbitmq_url(missing_server):
-    """A RabbitMQ vhost of this module's own; deleted at the end."""
+@pytest.fixture(scope="session")
+def new_vhost(missing_server):
+    """Makes a vhost that nobody else uses on the RabbitMQ that runs here, for as long as its context lasts."""
     import kombu
 
     server = os.environ.get("PENSTOCK_TEST_RABBITMQ_URL", _RABBITMQ)
-    try:
-        with kombu.Connection(server, connect_timeout=3) as connection:
-            connection.ensure_connection(max_retries=1, timeout=3)
-            user = connection.userid
-    except (OSError, kombu.exceptions.OperationalError) as error:
-        missing_server("rabbitmq", str(error))
-    if shutil.which("rabbitmqctl") is None:
-        missing_server("rabbitmq", "rabbitmqctl, which makes a vhost for the test, is not on PATH")
-    name = f"penstock-{uuid.uuid4().hex}"
-    made = _rabbitmqctl("add_vhost", name)
-    if made.returncode:
-        missing_server("rabbitmq", made.stderr.strip().partition("\n")[0])
-    try:
-        _rabbitmqctl("set_permissions", "-p", name, user, ".*", ".*", ".*").check_returncode()
-        yield f"{server.rstrip('/')}/{name}"
-    finally:
-        _rabbitmqctl("delete_vhost", name).check_returncode()
+
+    @contextlib.contextmanager
+    def new():
+        try:
+            with kombu.Connection(server, connect_timeout=3) as connection:
+                connection.ensure_connection(max_retries=1, timeout=3)
+                user = connection.userid
+        except (OSError, kombu.exceptions.OperationalError) as error:
+            missing_server("rabbitmq", str(error))
+        if shutil.which("rabbitmqctl") is None:
+            missing_server("rabbitmq", "rabbitmqctl, which makes a vhost for the test, is not on PATH")
+        name = f"penstock-{uuid.uuid4().hex}"
+        made = rabbitmqctl("add_vhost", name)
+        if made.returncode:
+            missing_server("rabbitmq", made.stderr.strip().partition("\n")[0])
+        try:
+            rabbitmqctl("set_permissions", "-p", name, user, ".*", ".*", ".*").check_returncode()
+            yield f"{server.rstrip('/')}/{name}"
+        finally:
+            rabbitmqctl("delete_vhost", name).check_returncode()
+
+    return new
 
 
-def _rabbitmqctl(*words):
+@pytest.fixture(scope="module")
+def rabbitmq_url(new_vhost):
+    """A RabbitMQ vhost of this module's own; deleted at the end."""
+    with new_vhost() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_rabbitmq(missing_server):
+    """Starts a RabbitMQ that may be broken, for as long as its context lasts."""
+    from tests import rabbitmq
+
+    def new(directory):
+        if missing := rabbitmq.missing():
+            missing_server("rabbitmq", f"no {' and no '.join(missing)} to start one with")
+        return rabbitmq.RabbitMQ(directory)
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def new_deployment(new_postgres, new_vhost, new_rabbitmq):
+    """Makes the servers of a deployment; `breakable` ones if its broker is to be broken."""
+    from tests.deployments import Deployment
+
+    @contextlib.contextmanager
+    def new(name, directory, *, breakable=False):
+        broker, database = name.split("+")
+        sqlite = contextlib.nullcontext(f"sqlite:///{directory / 'penstock.db'}")
+        with contextlib.ExitStack() as servers:
+            database_url = servers.enter_context(sqlite if database == "sqlite" else new_postgres())
+            if broker == "redis":
+                yield Deployment(name, database_url)
+            elif breakable:
+                server = servers.enter_context(new_rabbitmq(directory / "rabbitmq"))
+                yield Deployment(name, database_url, server.url, server)
+            else:
+                yield Deployment(name, database_url, servers.enter_context(new_vhost()))
+
+    return new
+
+
+def rabbitmqctl(*words):
     return subprocess.run(
         ["rabbitmqctl", "-q", *words], check=False, capture_output=True, text=True, timeout=60
     )

@@ -6,7 +6,7 @@ from celery import Celery
 from kombu import serialization
 
 from tasks.collectors.registry import collectors
-from tasks.settings import get_settings
+from tasks.settings import Settings, get_settings
 from workers.queues import CTL, all_queues, route
 
 app = Celery("penstock", set_as_current=True)
@@ -15,17 +15,6 @@ app = Celery("penstock", set_as_current=True)
 def configuration() -> dict[str, Any]:
     """Settings → Celery configuration; read when the app is first used, not at import."""
     settings = get_settings()
-    transport = {
-        "visibility_timeout": settings.visibility_timeout_s,  # a backstop only: SQL leases recover first
-        "unacked_restore_interval": 5,  # measured: with the defaults a restore came after 100 s
-        "unacked_restore_throttle": 1,  # the other factor of those 100 s
-        "socket_timeout": 10,  # a server that hangs is an error, not a hanging worker
-        "socket_connect_timeout": 5,  # the same for one that cannot be reached
-        "connect_retries_timeout": 2,  # a publisher hears in two seconds, not six, that it is away
-        "socket_keepalive": True,  # the kernel notices a peer that is gone
-        "health_check_interval": 10,  # finds a connection that died in silence
-        "queue_order_strategy": "round_robin",  # no API's queue starves another's
-    }
     return {
         "broker_url": settings.broker,
         "result_backend": settings.redis,
@@ -49,7 +38,7 @@ def configuration() -> dict[str, Any]:
         "result_backend_max_retries": 20,  # the default is for ever
         "result_backend_transport_options": {"visibility_timeout": settings.visibility_timeout_s},
         "visibility_timeout": settings.visibility_timeout_s,  # read in three places; the shortest would win
-        # The result backend has connections of its own; these say for them what `transport` says above.
+        # The result backend has connections of its own; these say for them what `_transport` says below.
         "redis_socket_timeout": 10,
         "redis_socket_connect_timeout": 5,
         "redis_socket_keepalive": True,
@@ -57,7 +46,8 @@ def configuration() -> dict[str, Any]:
         "redis_backend_health_check_interval": 10,
         "broker_connection_retry_on_startup": True,  # processes may start before their broker
         "broker_connection_max_retries": None,  # a worker waits for its broker for as long as it takes
-        "broker_transport_options": transport,
+        "broker_transport_options": _transport(settings),
+        "broker_heartbeat": 20,  # RabbitMQ: a worker and its broker miss each other within 40 s
         # A publish gives up soon: the unit or run is open in SQL and will be sent again. Commands do not even
         # try twice; they say that the run starts when the broker is back.
         "task_publish_retry_policy": {
@@ -97,6 +87,27 @@ def configuration() -> dict[str, Any]:
             "tasks.reconcile",
             "workers.lifecycle",
         ),
+    }
+
+
+def _transport(settings: Settings) -> dict[str, Any]:
+    """What kombu has to know of the broker."""
+    if not settings.broker.startswith("redis"):
+        return {
+            "confirm_publish": True,  # else a message to a broker that is going down is lost without a word
+            "read_timeout": 10,  # a server that hangs is an error, not a hanging worker
+            "write_timeout": 10,
+        }
+    return {
+        "visibility_timeout": settings.visibility_timeout_s,  # a backstop only: SQL leases recover first
+        "unacked_restore_interval": 5,  # measured: with the defaults a restore came after 100 s
+        "unacked_restore_throttle": 1,  # the other factor of those 100 s
+        "socket_timeout": 10,  # a server that hangs is an error, not a hanging worker
+        "socket_connect_timeout": 5,  # the same for one that cannot be reached
+        "connect_retries_timeout": 2,  # a publisher hears in two seconds, not six, that it is away
+        "socket_keepalive": True,  # the kernel notices a peer that is gone
+        "health_check_interval": 10,  # finds a connection that died in silence
+        "queue_order_strategy": "round_robin",  # no API's queue starves another's
     }
 
 

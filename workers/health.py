@@ -76,7 +76,7 @@ def _filled(pulse: reads.Pulse) -> list[str]:
     app.set_current()
     try:
         found = ready_messages(ours & {queue_for(endpoint, lane) for endpoint, lane in pulse.overdue})
-    except (OperationalError, OSError) as error:
+    except OperationalError as error:
         raise StalledError(f"units wait, and the broker does not answer ({error})") from error
     return sorted(name for name, messages in found.items() if messages)
 

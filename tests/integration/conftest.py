@@ -273,7 +273,7 @@ class Inbox:
     def take(self, queue):
         """The next message of a queue; None when there is none."""
         with self.app.connection_for_read() as connection:
-            return connection.default_channel.basic_get(queue, no_ack=True)
+            return self.app.amqp.queues[queue](connection.default_channel).get(no_ack=True)
 
     def run(self, message):
         """Run a message as a worker does, ETA or not; returns (state, what the task returned)."""

@@ -280,8 +280,8 @@ def test_a_message_that_is_late_is_sent_again(fleet, ask, inbox, mend):
     """A minute after it was expected; by itself, and counted."""
     run = ask(2)
     add_worker("alive")
-    first = inbox.take(BINANCE)
-    inbox.deliver(BINANCE)
+    first, other = inbox.take(BINANCE), inbox.take(BINANCE)
+    hold(run, 1, "alive")  # while somebody works it may wait behind that
     fleet.installation.change(units, *of(run), expected_at=db_now(-59))
     assert "resent" not in mend()
     fleet.installation.change(units, *of(run), expected_at=db_now(-61))
@@ -295,8 +295,22 @@ def test_a_message_that_is_late_is_sent_again(fleet, ask, inbox, mend):
     assert "resent" not in mend()  # it is expected again
     assert inbox.run(again)[1]["outcome"] == "stored"
     assert inbox.run(first)[1]["outcome"] == "duplicate"
+    fleet.installation.change(units, *of(run, 1), state="sent")
+    assert inbox.run(other)[1]["outcome"] == "stored"
     mend()
     assert (fleet.result(run)["outcome"], fleet.result(run)["resent"]) == ("ok", 1)
+
+
+@on_both
+@pytest.mark.parametrize(("overdue_s", "again"), [(4, 0), (6, 1)])
+def test_a_message_that_is_nowhere_is_sent_again_soon(fleet, ask, inbox, mend, overdue_s, again):
+    """Its queue was purged: it is in no queue, and as nobody works it is in no worker's hands either."""
+    run = ask()
+    add_worker("alive")
+    inbox.take(BINANCE)
+    fleet.installation.change(units, *of(run), expected_at=db_now(-overdue_s))
+    assert mend().get("resent", 0) == again
+    assert inbox.length(BINANCE) == again
 
 
 def test_a_full_queue_is_no_loss(fleet, ask, inbox, mend):

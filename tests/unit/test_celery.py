@@ -60,6 +60,20 @@ def test_batches_stay_on(configuration):
     assert not {"retry", "retry_on_timeout", "retry_on_error"} & transport.keys()
 
 
+def test_rabbitmq_confirms_and_is_not_waited_for_long(monkeypatch):
+    """Else a message to a broker that goes down is lost without a word; and none of the options is Redis's."""
+    from workers.celery import configuration as read
+
+    monkeypatch.setenv("PENSTOCK_REDIS_URL", "redis://127.0.0.1:6390/0")
+    monkeypatch.setenv("PENSTOCK_BROKER_URL", "amqp://127.0.0.1")
+    get_settings.cache_clear()
+    assert read()["broker_transport_options"] == {
+        "confirm_publish": True,
+        "read_timeout": 10,
+        "write_timeout": 10,
+    }
+
+
 def test_a_unit_gives_up_a_publish_soon(configuration):
     """It is open in SQL and will be sent again; a worker must not hang on a broker that is away."""
     policy = configuration["task_publish_retry_policy"]
