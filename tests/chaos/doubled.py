@@ -1,19 +1,19 @@
-"""The app with a transport that delivers every unit twice: each message is written two times."""
+"""The app with a producer that publishes every unit twice, whatever the broker."""
 
-from kombu.transport import redis as transport
+from kombu import Producer
 
 from workers.celery import app
 
 __all__ = ["app"]
 
-_put = transport.Channel._put
+_publish = Producer.publish
 
 
-def put_twice(self, queue, message, **kwargs):
-    """Write the message, and once more if it is a unit's."""
-    _put(self, queue, message, **dict(kwargs))
-    if queue.startswith("collect."):
-        _put(self, queue, message, **dict(kwargs))
+def publish_twice(self, body, *, routing_key=None, **options):
+    """Publish the message, and once more if it is a unit's."""
+    if str(routing_key).startswith("collect."):
+        _publish(self, body, routing_key=routing_key, **options)
+    return _publish(self, body, routing_key=routing_key, **options)
 
 
-transport.Channel._put = put_twice
+Producer.publish = publish_twice

@@ -80,6 +80,7 @@ class Fleet:
         *,
         symbols,
         database=None,
+        rabbitmq=None,
         pool="prefork",
         workers=2,
         concurrency=4,
@@ -91,11 +92,13 @@ class Fleet:
         self.folder, self.symbols = folder, symbols
         self.redis = EmbeddedRedis(folder / "redis")
         self.redis.start()
+        self.rabbitmq = rabbitmq
         self.upstream = Upstream()
         self.upstream.control("binance", limits={"amount": 600_000, "window_s": 60}, latency_ms=latency_ms)
         self.settings = {
             "PENSTOCK_STATE_DIR": str(folder),
             "PENSTOCK_REDIS_URL": self.redis.url,
+            "PENSTOCK_BROKER_URL": rabbitmq.url if rabbitmq else self.redis.url,
             "PENSTOCK_DATABASE_URL": database or f"sqlite:///{folder / 'penstock.db'}",
             "PENSTOCK_COLLECTORS": "tests.chaos.pond:pond",
             "POND_URL": self.upstream.base("binance"),
@@ -214,6 +217,26 @@ class Fleet:
         time.sleep(seconds)
         os.kill(self.redis.pid, signal.SIGCONT)
         self.fault("freeze")
+
+    def restart_rabbitmq(self, *, empty, away_s):
+        """SIGKILL the broker; it comes back after a while, perhaps with nothing."""
+        self.rabbitmq.restart(empty=empty, away_s=away_s)
+        self.fault("rabbitmq")
+
+    def freeze_rabbitmq(self, seconds):
+        """The broker stops answering, but its connections stay open."""
+        self.rabbitmq.freeze(seconds)
+        self.fault("freeze")
+
+    def close_connections(self):
+        """The broker throws everybody out."""
+        self.rabbitmq.close_connections()
+        self.fault("closed")
+
+    def purge(self):
+        """The broker forgets the units that wait."""
+        self.rabbitmq.purge("collect.pond")
+        self.fault("purge")
 
     def take_database_away(self, seconds):
         """Nobody can write to the SQLite file, or nobody can connect to the PostgreSQL database, for a while."""

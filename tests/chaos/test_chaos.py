@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import make_url
 
 from tasks.outcomes import RunKind
 from tasks.runs import Order, request
-from tasks.settings import get_settings
 from tests.chaos.fleet import Fleet, report
+from tests.deployments import BOTH, DEPLOYMENTS, RABBITMQ_POSTGRESQL, REDIS_SQLITE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -28,29 +27,37 @@ def same_every_time():
     random.seed(7)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request, tmp_path):
-    """Where the truth is kept."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'penstock.db'}"
-    return request.getfixturevalue("postgres_url")
+@pytest.fixture(params=BOTH)
+def deployment(request, tmp_path, new_deployment):
+    """Broker and database; a scenario names others where these two will not do."""
+    with new_deployment(request.param, tmp_path, breakable=True) as made:
+        yield made
 
 
 @pytest.fixture
-def fleet(tmp_path, monkeypatch):
-    """Makes fleets, and a clean environment after them."""
+def symbols(deployment):
+    """How many units; fewer where everything has been seen once already."""
+    return UNITS if deployment.name == REDIS_SQLITE else UNITS // 2
+
+
+@pytest.fixture
+def fleet(deployment, symbols, tmp_path, monkeypatch):
+    """Makes the fleet, and a clean environment after it."""
     made = contextlib.ExitStack()
 
     def make(**options):
-        for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL"):
+        for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL", "PENSTOCK_BROKER_URL"):
             monkeypatch.setenv(name, "")  # remembered, so that it is undone
-        return made.enter_context(Fleet(tmp_path, **options))
+        servers = {"database": deployment.database_url, "rabbitmq": deployment.rabbitmq}
+        running = made.enter_context(Fleet(tmp_path, **servers, **{"symbols": symbols} | options))
+        running.deployment = deployment.name
+        return running
 
     with made:
         yield make
 
 
-def launch(symbols):
+def launch():
     """Store a run over all symbols, as a command does that finds no broker; the reconciler has it planned."""
     return request(Order("pond", ("pond.klines",), RunKind.ADHOC, deadline_s=1800))
 
@@ -67,7 +74,7 @@ def finish(name, fleet, run, *, failed=0, but=(), began=None, **figures):
     after_unit_s = (closed_at - finished[-1]).total_seconds()
     report(
         name,
-        database=make_url(get_settings().database).get_backend_name(),
+        deployment=fleet.deployment,
         units=fleet.symbols,
         faults=fleet.faults,
         lost=fleet.symbols - result["successful_items"] - failed,
@@ -119,86 +126,127 @@ def kill(fleet, run, wanted):
     assert not missing(), f"{fleet.faults} of {wanted}: the units did not last"
 
 
-def test_no_faults(fleet, database):
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, indirect=True)
+def test_no_faults(fleet, symbols):
     """Nothing is sent twice and nothing called twice when nothing goes wrong."""
-    fleet = fleet(symbols=UNITS, database=database)
+    fleet = fleet()
     began = datetime.now(UTC)
-    run = launch(UNITS)
-    result = finish("none", fleet, run, began=began)
+    result = finish("none", fleet, launch(), began=began)
     assert result["resent"] == 0
-    assert result["calls"] == UNITS
+    assert result["calls"] == symbols
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_kills(fleet, database, pool):
+def test_kills(fleet, symbols, pool):
     """Pool children, whole workers and now and then ctl are killed; with threads a kill takes everything in flight."""
-    wanted = {"worker": math.ceil(UNITS / 200), "ctl": math.ceil(UNITS / 1000)}
+    wanted = {"worker": math.ceil(symbols / 200), "ctl": math.ceil(symbols / 1000)}
     if pool == "prefork":
-        wanted["child"] = math.ceil(UNITS / 40)
+        wanted["child"] = math.ceil(symbols / 40)
     concurrency = 4 if pool == "prefork" else 16
     fleet = fleet(
-        symbols=UNITS,
-        database=database,
         pool=pool,
         concurrency=concurrency,
-        latency_ms=max(50, 50_000 * concurrency // UNITS),  # the units have to last as long as the faults
+        latency_ms=max(50, 50_000 * concurrency // symbols),  # the units have to last as long as the faults
     )
-    run = launch(UNITS)
+    run = launch()
     kill(fleet, run, wanted)
     finish(f"kills-{pool}", fleet, run)
 
 
-def test_flush(fleet):
+def test_flush(fleet, symbols):
     """Redis forgets everything, twice."""
-    fleet = fleet(symbols=UNITS)
-    run = launch(UNITS)
+    fleet = fleet()
+    run = launch()
     for share in (0.3, 0.6):
-        fleet.wait_for(run, share * UNITS)
+        fleet.wait_for(run, share * symbols)
         fleet.flush()
     finish("flush", fleet, run)
 
 
-def test_redis_comes_back_empty(fleet):
+def test_redis_comes_back_empty(fleet, symbols):
     """Killed, three seconds away, and back with nothing."""
-    fleet = fleet(symbols=UNITS)
-    run = launch(UNITS)
-    fleet.wait_for(run, 0.4 * UNITS)
+    fleet = fleet()
+    run = launch()
+    fleet.wait_for(run, 0.4 * symbols)
     fleet.kill_redis(empty=True, away_s=3)
     finish("redis-empty", fleet, run)
 
 
-def test_redis_frozen(fleet):
+def test_redis_frozen(fleet, symbols):
     """Half-open connections for twenty seconds."""
-    fleet = fleet(symbols=UNITS)
-    run = launch(UNITS)
-    fleet.wait_for(run, 0.4 * UNITS)
+    fleet = fleet()
+    run = launch()
+    fleet.wait_for(run, 0.4 * symbols)
     fleet.freeze_redis(20)
     finish("redis-frozen", fleet, run)
 
 
-def test_database_away(fleet, database):
+@pytest.mark.parametrize("deployment", [RABBITMQ_POSTGRESQL], indirect=True)
+@pytest.mark.parametrize("empty", [False, True], ids=["durable", "empty"])
+def test_rabbitmq_comes_back(fleet, symbols, empty):
+    """Killed, three seconds away, and back with what it had written, or with nothing."""
+    fleet = fleet()
+    run = launch()
+    fleet.wait_for(run, 0.4 * symbols)
+    fleet.restart_rabbitmq(empty=empty, away_s=3)
+    finish(f"rabbitmq-{'empty' if empty else 'killed'}", fleet, run)
+
+
+@pytest.mark.parametrize("deployment", [RABBITMQ_POSTGRESQL], indirect=True)
+def test_rabbitmq_frozen(fleet, symbols):
+    """Half-open connections for twenty seconds."""
+    fleet = fleet()
+    run = launch()
+    fleet.wait_for(run, 0.4 * symbols)
+    fleet.freeze_rabbitmq(20)
+    finish("rabbitmq-frozen", fleet, run)
+
+
+@pytest.mark.parametrize("deployment", [RABBITMQ_POSTGRESQL], indirect=True)
+def test_rabbitmq_closes_connections(fleet, symbols):
+    """An operator throws every client out, five times: messages in hand go back, publishers notice."""
+    fleet = fleet()
+    run = launch()
+    for share in (0.2, 0.3, 0.4, 0.5, 0.6):
+        fleet.wait_for(run, share * symbols)
+        fleet.close_connections()
+    finish("rabbitmq-closed", fleet, run)
+
+
+@pytest.mark.parametrize("deployment", [RABBITMQ_POSTGRESQL], indirect=True)
+def test_rabbitmq_purged(fleet, symbols):
+    """The messages that wait are deleted, twice; nobody is told."""
+    fleet = fleet()
+    run = launch()
+    for share in (0.3, 0.6):
+        fleet.wait_for(run, share * symbols)
+        fleet.purge()
+    finish("rabbitmq-purged", fleet, run)
+
+
+def test_database_away(fleet, symbols):
     """Locked, or refusing everybody, for thirty seconds; no attempt and no delivery is spent."""
-    fleet = fleet(symbols=UNITS, database=database)
-    run = launch(UNITS)
-    fleet.wait_for(run, 0.4 * UNITS)
+    fleet = fleet()
+    run = launch()
+    fleet.wait_for(run, 0.4 * symbols)
     fleet.take_database_away(30)
     result = finish("database-away", fleet, run)
     assert result["retries"] == 0
 
 
-def test_every_message_twice(fleet):
+def test_every_message_twice(fleet, symbols):
     """Each unit is delivered two times."""
-    fleet = fleet(symbols=UNITS, app="tests.chaos.doubled")
-    run = launch(UNITS)
+    fleet = fleet(app="tests.chaos.doubled")
+    run = launch()
     finish("doubled", fleet, run)
-    assert fleet.duplicates() >= UNITS / 2  # they came
+    assert fleet.duplicates() >= symbols / 2  # they came
 
 
-def test_rolling_restart(fleet):
+def test_rolling_restart(fleet, symbols):
     """SIGTERM for all workers, one after the other, spends no attempt and ends within a slice."""
-    fleet = fleet(symbols=UNITS)
-    run = launch(UNITS)
-    fleet.wait_for(run, 0.2 * UNITS)
+    fleet = fleet()
+    run = launch()
+    fleet.wait_for(run, 0.2 * symbols)
     took = fleet.roll()
     result = finish("rolling", fleet, run, longest_exit_s=round(max(took), 1))
     assert result["retries"] == 0
@@ -208,7 +256,7 @@ def test_rolling_restart(fleet):
 def test_poison(fleet):
     """One unit kills every process that runs it: it fails alone, as poison."""
     fleet = fleet(symbols=200, environment={"POND_POISON": "SYM00100"})
-    run = launch(200)
+    run = launch()
     result = finish("poison", fleet, run, failed=1, but={"SYM00100"})
     assert [error["error"] for error in result["errors"]] == ["poison"]
     assert result["outcome"] == "partial"
@@ -221,7 +269,7 @@ def test_poison(fleet):
 def test_ten_thousand(fleet):
     """10,000 units and at least 120 kills."""
     fleet = fleet(symbols=10_000)
-    run = launch(10_000)
+    run = launch()
     kill(fleet, run, {"child": 100, "worker": 20, "ctl": 3})
     finish("ten-thousand", fleet, run)
     assert sum(fleet.faults.values()) >= 120

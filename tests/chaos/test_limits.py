@@ -29,7 +29,7 @@ def best_share(times):
 
 def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
     """Eight worker processes at full speed: nothing over the limit in any window, and hardly anything unused."""
-    for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL"):
+    for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL", "PENSTOCK_BROKER_URL"):
         monkeypatch.setenv(name, "")
     with Fleet(
         tmp_path,
@@ -40,7 +40,7 @@ def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
         latency_ms=20,
     ) as fleet:
         fleet.upstream.control("binance", limits={"amount": SPEC.amount, "window_s": SPEC.window_s})
-        run = launch(SYMBOLS)
+        run = launch()
         result, _ = fleet.wait_for_close(run)
         stats = fleet.upstream.stats("binance")
         arrivals = sorted(fleet.upstream.arrivals("binance"))
