@@ -6,8 +6,10 @@ where one is to be broken.
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
+import urllib.parse
 import uuid
 
 import pytest
@@ -120,7 +122,7 @@ def database_url(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def new_vhost(missing_server):
-    """Makes a vhost that nobody else uses on the RabbitMQ that runs here, for as long as its context lasts."""
+    """Makes a vhost with a user of its own on the RabbitMQ that runs here, for as long as its context lasts."""
     import kombu
 
     server = os.environ.get("PENSTOCK_TEST_RABBITMQ_URL", _RABBITMQ)
@@ -130,20 +132,22 @@ def new_vhost(missing_server):
         try:
             with kombu.Connection(server, connect_timeout=3) as connection:
                 connection.ensure_connection(max_retries=1, timeout=3)
-                user = connection.userid
         except (OSError, kombu.exceptions.OperationalError) as error:
             missing_server("rabbitmq", str(error))
         if shutil.which("rabbitmqctl") is None:
             missing_server("rabbitmq", "rabbitmqctl, which makes a vhost for the test, is not on PATH")
-        name = f"penstock-{uuid.uuid4().hex}"
+        name, password = f"penstock-{uuid.uuid4().hex}", secrets.token_hex(16)
         made = rabbitmqctl("add_vhost", name)
         if made.returncode:
             missing_server("rabbitmq", made.stderr.strip().partition("\n")[0])
         try:
-            rabbitmqctl("set_permissions", "-p", name, user, ".*", ".*", ".*").check_returncode()
-            yield f"{server.rstrip('/')}/{name}"
+            rabbitmqctl("add_user", name, password).check_returncode()
+            rabbitmqctl("set_permissions", "-p", name, name, ".*", ".*", ".*").check_returncode()
+            place = urllib.parse.urlsplit(server)
+            yield f"{place.scheme}://{name}:{password}@{place.hostname}:{place.port or 5672}/{name}"
         finally:
             rabbitmqctl("delete_vhost", name).check_returncode()
+            rabbitmqctl("delete_user", name)
 
     return new
 

@@ -1,4 +1,4 @@
-"""The fleet, once on SQLite with prefork and once on PostgreSQL with threads, and the APIs that it calls."""
+"""The fleet on both brokers and databases, once with prefork and once with threads, and the APIs that it calls."""
 
 import contextlib
 import socket
@@ -11,6 +11,7 @@ import requests
 
 from tests.acceptance.fleet import PATIENT_S, Fleet
 from tests.acceptance.gauges import STATIONS
+from tests.deployments import BOTH
 from tests.upstream import data
 from tests.upstream.client import Upstream
 from workers.children import spawn, stop
@@ -89,24 +90,26 @@ SECRETS = {"ASANA_TOKEN": "the-token-of-a-test"}
 COLLECTORS = {"PENSTOCK_COLLECTORS": "binance,coinbase,asana,tests.acceptance.gauges:gauges"}
 
 
-@pytest.fixture(scope="session", params=["sqlite-prefork", "postgres-threads"])
-def fleet(request, tmp_path_factory, redis_server, configuration, new_postgres):
+# Each with the other pool; where a broker and a database meet otherwise is in test_brokers.py.
+POOLS = dict(zip(BOTH, ("prefork", "threads"), strict=True))
+
+
+@pytest.fixture(scope="session", params=BOTH)
+def fleet(request, tmp_path_factory, redis_server, configuration, new_deployment):
     """A worker and a ctl worker that are alive; at the end each stops in peace."""
     del redis_server  # it says whether there is any Redis to be had
     directory = tmp_path_factory.mktemp(request.param)
-    backend, pool = request.param.split("-")
-    sqlite = contextlib.nullcontext(f"sqlite:///{directory / 'penstock.db'}")
+    settings = {
+        "PENSTOCK_POOL": POOLS[request.param],
+        "PENSTOCK_SCHEDULES": "binance,coinbase,asana",
+        **COLLECTORS,
+        **SECRETS,
+    }
     with (
         EmbeddedRedis(directory / "redis") as server,
-        sqlite if backend == "sqlite" else new_postgres() as database_url,
+        new_deployment(request.param, directory) as deployment,
     ):
-        settings = {
-            "PENSTOCK_POOL": pool,
-            "PENSTOCK_SCHEDULES": "binance,coinbase,asana",
-            **COLLECTORS,
-            **SECRETS,
-        }
-        made = Fleet(directory, redis_url=server.url, database_url=database_url, **settings)
+        made = Fleet(directory, deployment, redis_url=server.url, **settings)
         try:
             made.configure(configuration)
             made.start_workers()

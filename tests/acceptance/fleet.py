@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 from tasks.models import results, runs, units, workers
 from tasks.outcomes import RunState
 from tasks.store import open_engine
+from tests.deployments import Deployment
 from workers.children import kill, spawn
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +28,11 @@ PATIENT_S = 90.0  # how long a test waits for what takes a second or two on a ma
 class Fleet:
     """Everything runs in `directory`, and ends with this process even when it is killed."""
 
-    def __init__(self, directory: Path, *, redis_url: str, database_url: str, **settings: str):
+    def __init__(self, directory: Path, deployment: Deployment, *, redis_url: str, **settings: str):
         self.directory = directory
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")} | {
             "PENSTOCK_REDIS_URL": redis_url,
-            "PENSTOCK_DATABASE_URL": database_url,
+            **deployment.settings,
             "PENSTOCK_STATE_DIR": str(directory),
             "PENSTOCK_CONFIG": str(directory / "penstock.toml"),
             "PENSTOCK_TICK_S": "1",
@@ -39,7 +40,7 @@ class Fleet:
             "PYTHONPATH": str(ROOT),
             **settings,
         }
-        self.engine = open_engine(database_url)
+        self.engine = open_engine(deployment.database_url)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def configure(self, tables: Mapping[str, Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import redis
 
 from tasks.models import runs
 from tests.acceptance.fleet import Fleet
+from tests.deployments import RABBITMQ_SQLITE, REDIS_POSTGRESQL
 from workers.embedded import EmbeddedRedis
 
 SYMBOLS = [f"COIN{n}USDT" for n in range(40)]
@@ -21,26 +22,23 @@ def own_redis(tmp_path_factory, redis_server):
         yield server
 
 
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def fleet(request, tmp_path_factory, own_redis, upstream):
-    """Worker, ctl worker and beat that send their messages through this broker."""
+@pytest.fixture(scope="module", params=[RABBITMQ_SQLITE, REDIS_POSTGRESQL])
+def fleet(request, tmp_path_factory, own_redis, upstream, new_deployment):
+    """Worker, ctl worker and beat on the pairs that the other acceptance tests leave out."""
     directory = tmp_path_factory.mktemp(request.param)
     settings = {"PENSTOCK_COLLECTORS": "binance", "PENSTOCK_POOL": "threads"}
-    if request.param == "rabbitmq":
-        settings["PENSTOCK_BROKER_URL"] = request.getfixturevalue("rabbitmq_url")
     with redis.Redis.from_url(own_redis.url) as client:
         client.flushall()
-    made = Fleet(
-        directory, redis_url=own_redis.url, database_url=f"sqlite:///{directory / 'penstock.db'}", **settings
-    )
-    try:
-        made.configure({"binance": {"base_url": upstream.base("binance")}})
-        made.start_workers()
-        made.start("beat", "beat")
-        yield made
-    finally:
-        statuses = made.stop()
-        made.engine.dispose()
+    with new_deployment(request.param, directory) as deployment:
+        made = Fleet(directory, deployment, redis_url=own_redis.url, **settings)
+        try:
+            made.configure({"binance": {"base_url": upstream.base("binance")}})
+            made.start_workers()
+            made.start("beat", "beat")
+            yield made
+        finally:
+            statuses = made.stop()
+            made.engine.dispose()
     assert set(statuses.values()) == {0}
 
 

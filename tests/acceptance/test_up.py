@@ -16,6 +16,7 @@ from sqlalchemy import select
 from tasks.models import records, workers
 from tasks.runtime import Runtime, started
 from tests.acceptance.fleet import PENSTOCK, ROOT, Fleet
+from tests.deployments import REDIS_SQLITE, Deployment
 from tests.upstream import data
 
 
@@ -65,7 +66,7 @@ def flower_asks_for_a_password(fleet):
 def test_up_runs_and_leaves_nothing(tmp_path, upstream, redis_server, how, status):
     """A command from another directory finds it and collects; a Ctrl-C ends it all, and so does a kill."""
     del redis_server
-    fleet = Fleet(tmp_path, redis_url="", database_url=f"sqlite:///{tmp_path / 'penstock.db'}")
+    fleet = Fleet(tmp_path, Deployment(REDIS_SQLITE, f"sqlite:///{tmp_path / 'penstock.db'}"), redis_url="")
     del fleet.env["PENSTOCK_REDIS_URL"], fleet.env["PENSTOCK_DATABASE_URL"]
     (declaration,) = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
