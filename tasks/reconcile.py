@@ -333,7 +333,12 @@ def _publish(rows: Sequence[RowMapping], lanes: Mapping[int, str]) -> int:
         message = {"run": row["run"], "n": row["n"], "endpoint": row["endpoint"], "symbol": row["symbol"]}
         try:
             with away_is_one_error():
-                collect.apply_async(kwargs=message, queue=_queue(row, lanes), retry=False)
+                # Once more on a new connection: one from the pool may be dead without knowing it.
+                collect.apply_async(
+                    kwargs=message,
+                    queue=_queue(row, lanes),
+                    retry_policy={"max_retries": 1, "interval_start": 0},
+                )
         except BrokerError:
             return count  # SQL has them as sent; they are late again soon
     return len(rows)

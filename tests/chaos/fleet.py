@@ -164,7 +164,7 @@ class Fleet:
         self.upstream.stop()
         self.redis.stop()
         if keep := os.environ.get("PENSTOCK_TEST_KEEP"):
-            shutil.copytree(self.folder, keep, dirs_exist_ok=True)
+            shutil.copytree(self.folder, Path(keep) / self.folder.name, dirs_exist_ok=True)
 
     def _watch(self):
         while not self.watching.wait(0.3):

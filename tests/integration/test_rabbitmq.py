@@ -6,8 +6,11 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from tasks.broker import away_is_one_error
+from tasks.heartbeat import LEASE
+from tasks.models import units, workers
 from tasks.reconcile import ready_messages, reconcile
 from tasks.runs import carry_on, start
+from tasks.store import db_now
 from tests.conftest import rabbitmqctl
 
 BINANCE = "collect.binance"
@@ -116,12 +119,21 @@ def test_a_message_on_a_dead_connection(fleet, vhost, inbox):
 
 
 def test_a_reconciler_on_a_dead_connection(fleet, ask, vhost, inbox):
-    """It carries on with a new one; what it could not send is late again soon."""
-    ask(2)
-    reconcile()
+    """What was purged is sent again at once, though the connection that sent it last time is closed."""
+    run = ask(2)
+    lose(fleet, run)
+    assert reconcile()["resent"] == waiting() == 2
+    lose(fleet, run)
     throw_out(vhost)
-    reconcile()
-    assert waiting() == 2
+    assert reconcile()["resent"] == waiting() == 2
+
+
+def lose(fleet, run):
+    """The units are overdue, and their messages are nowhere."""
+    with fleet.inbox.app.connection_for_write() as connection:
+        connection.default_channel.queue_purge(BINANCE)
+    fleet.installation.change(units, units.c.run == run, expected_at=db_now(-10))
+    fleet.installation.change(workers, workers.c.id == LEASE, beat_at=db_now(-10))
 
 
 def test_what_rabbitmq_says_is_one_error(inbox):
