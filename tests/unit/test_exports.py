@@ -30,6 +30,9 @@ DEFINED = {
     "resilience.retry": {"Retry", "RetryBudget", "Retrying"},
     "resilience.limiter": {"RateLimiter"},
     "resilience.headers": {"Dialect", "Quota"},
+    "resilience.concurrency": {"Broken", "ConcurrentBatcher"},
+    "resilience.concurrency_async": {"AsyncConcurrentBatcher"},
+    "resilience.error_collector": {"ErrorCollector", "ItemError"},
 }  # fmt: skip
 
 
