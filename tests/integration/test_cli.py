@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -236,19 +237,25 @@ def test_a_broker_that_is_away_is_said(installation, url):
     assert reads.latest_runs()[0].state == "planning"
 
 
-@pytest.mark.parametrize("part", ["password", "vhost"])
+@pytest.mark.parametrize("part", ["port", "password", "vhost"])
 def test_a_rabbitmq_that_refuses_us_is_said(installation, rabbitmq_url, part):
-    """Nobody waits until it thinks better of it."""
+    """By every command that needs it, in one sentence; nobody waits until it thinks better of it."""
     wrong = {
+        "port": re.sub(r":\d+/", ":port/", rabbitmq_url),
         "password": re.sub(r":[^:@]*@", ":hush-hush@", rabbitmq_url),
-        "vhost": f"{rabbitmq_url}-hush-hush",
+        "vhost": f"{rabbitmq_url}-missing",
     }
+    assert rabbitmq_url not in wrong.values()
     installation.configure(PENSTOCK_BROKER_URL=wrong[part])
-    result = penstock("run", "binance", "--detach")
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "refuses us" in result.stderr
-    assert ("hush-hush" in result.stderr) == (part == "vhost")
+    commands = ("run binance --detach", "worker", "worker --ctl", "beat", "flower", "up")
+    said = {command: penstock(*command.split()) for command in commands}
+    assert {command: result.exit_code for command, result in said.items()} == dict.fromkeys(commands, 2)
+    for result in said.values():
+        assert result.stderr.count("\n") == 1
+        assert ("is not a broker URL" if part == "port" else "refuses us") in result.stderr
+        assert "correct PENSTOCK_BROKER_URL" in result.stderr
+        assert not [word for word in ("hush-hush", urlsplit(rabbitmq_url).password) if word in result.stderr]
+        assert ("-missing" in result.stderr) == (part == "vhost")
     assert reads.latest_runs() == []
 
 
