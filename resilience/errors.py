@@ -13,20 +13,31 @@ PenstockError                 message, code, details, cause, recoverable, timest
 │   ├── NotFoundError             this symbol is not there; ValidationError: this request is wrong
 │   └── BadPayloadError           the body is not what was agreed on
 ├── AuthenticationError         TokenExpiredError: refresh once; InvalidCredentialsError: stop
-├── NetworkError                ApiConnectionError, ApiTimeoutError (also the builtins), DNSError
-├── DatabaseError               SQL is away or refused; the unit goes back and nothing is lost
-└── CollectionError             PartialCollectionError, RetryExhaustedError
+│   └── TokenFetchError           no token could be had; another try may get one
+├── NetworkError                ApiConnectionError, ApiTimeoutError (also the builtins), DNSError (also
+│                               socket.gaierror)
+├── DatabaseError               SQL is away; the unit goes back and nothing is lost
+│   ├── ConnectionPoolError       every connection is taken; TransactionError: another one came between
+│   └── IntegrityError            a row breaks a rule of its table: no other try mends that
+└── CollectionError             PartialCollectionError; RetryExhaustedError: attempts;
+                                AllTiersFailedError: what each tier said
 
 Three class attributes decide what follows, and nothing else does:
 `recoverable` (is another try worth it), `trips` (does a circuit count it), `scope` (what it speaks about).
 """
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, ClassVar
+import math
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, StrEnum
+from itertools import islice
+from typing import Any, ClassVar, TypeVar
 
 import pybreaker
+
+T = TypeVar("T")
 
 
 class Scope(StrEnum):
@@ -63,15 +74,15 @@ class PenstockError(Exception):
         return self.message
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe facts; what travels in outcomes and results."""
+        """What travels in outcomes and results: JSON, whatever the details hold, and bounded in size."""
         return {
             "error_type": type(self).__name__,
             "message": self.message,
             "code": self.code,
-            "details": self.details,
-            "timestamp": self.timestamp.isoformat().replace("+00:00", "Z"),
+            "details": _Plain().of(self.details),
+            "timestamp": _Plain().of(self.timestamp),
             "recoverable": self.recoverable,
-            "cause": None if self.cause is None else repr(self.cause),
+            "cause": None if self.cause is None else _shown(self.cause),
         }
 
 
@@ -113,6 +124,9 @@ class CircuitOpenError(Refused, pybreaker.CircuitBreakerError):  # type: ignore[
         self.retry_at = retry_at
         self.reset_at = retry_at
         self.failure_count = failure_count
+
+
+CircuitBreakerOpenError = CircuitOpenError  # the name that most breakers use
 
 
 class Throttled(Refused):
@@ -220,6 +234,13 @@ class InvalidCredentialsError(AuthenticationError):
     code = "invalid_credentials"
 
 
+class TokenFetchError(AuthenticationError):
+    """No access token could be fetched."""
+
+    code = "token_fetch"
+    recoverable = True
+
+
 class NetworkError(PenstockError):
     """The server could not be reached."""
 
@@ -241,7 +262,7 @@ class ApiTimeoutError(NetworkError, TimeoutError):
     code = "timeout"
 
 
-class DNSError(NetworkError):
+class DNSError(NetworkError, socket.gaierror):
     """The host name could not be resolved."""
 
     code = "dns"
@@ -252,6 +273,25 @@ class DatabaseError(PenstockError):
 
     code = "database"
     recoverable = True
+
+
+class ConnectionPoolError(DatabaseError):
+    """Every connection to the database is taken."""
+
+    code = "connection_pool"
+
+
+class TransactionError(DatabaseError):
+    """The transaction was undone because another one came between."""
+
+    code = "transaction"
+
+
+class IntegrityError(DatabaseError):
+    """A row breaks a rule of its table."""
+
+    code = "integrity"
+    recoverable = False
 
 
 class CollectionError(PenstockError):
@@ -274,3 +314,86 @@ class RetryExhaustedError(CollectionError):
     def __init__(self, message: str | None = None, *, attempts: int = 0, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
         self.attempts = attempts
+
+
+class AllTiersFailedError(CollectionError):
+    """Every tier failed."""
+
+    code = "all_tiers_failed"
+
+    def __init__(
+        self, message: str | None = None, *, errors: Mapping[str, Exception] | None = None, **kwargs: Any
+    ) -> None:
+        self.errors = dict(errors or {})
+        if message is None and self.errors:
+            message = "every tier failed: " + "; ".join(f"{tier}: {e}" for tier, e in self.errors.items())
+        super().__init__(message, **kwargs)
+        self.details.setdefault("errors", self.errors)
+
+
+_DEPTH, _VALUES, _LETTERS = 8, 1000, 1000
+
+
+class _Plain:
+    """Values as JSON has them: what it has no word for as text, and no more than somebody would read."""
+
+    def __init__(self) -> None:
+        self.left = _VALUES
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        self.left -= 1
+        if self.left < 0 or depth > _DEPTH:
+            return "…"
+        try:
+            return self._of(value.value if isinstance(value, Enum) else value, depth)
+        except Exception:  # noqa: BLE001 - whatever it is, it must not hide the error that carries it
+            return _shown(value)
+
+    def _of(self, value: Any, depth: int) -> Any:
+        match value:
+            case None | bool():
+                return value
+            case int():
+                return value if value.bit_length() < 1000 else _shown(value)
+            case float() | Decimal():
+                return value if isinstance(value, float) and math.isfinite(value) else str(value)
+            case str():
+                return value[:_LETTERS]
+            case datetime() if value.tzinfo is not None:
+                return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            case date():
+                return value.isoformat()
+            case timedelta():
+                return value.total_seconds()
+        return self._of_many(value, depth)
+
+    def _of_many(self, value: Any, depth: int) -> Any:
+        match value:
+            case BaseException():
+                return self._of_error(value, depth)
+            case Mapping():
+                return {
+                    self._name(name): self.of(each, depth + 1) for name, each in self._some(value.items())
+                }
+            case Sequence() | set() | frozenset() if not isinstance(value, (bytes, bytearray, memoryview)):
+                return [self.of(each, depth + 1) for each in self._some(value)]
+        return _shown(value)
+
+    def _of_error(self, error: BaseException, depth: int) -> Any:
+        facts = {"error_type": type(error).__name__, "message": str(error)}
+        code = {"code": error.code} if isinstance(error, PenstockError) else {}
+        return self.of(facts | code, depth + 1)
+
+    def _some(self, values: Iterable[T]) -> Iterable[T]:
+        return islice(values, max(0, self.left))
+
+    @staticmethod
+    def _name(key: Any) -> str:
+        return (key if isinstance(key, str) else _shown(key))[:_LETTERS]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:_LETTERS]
+    except Exception:  # noqa: BLE001
+        return f"a {type(value).__name__} that cannot be shown"

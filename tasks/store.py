@@ -40,12 +40,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import IntegrityError as BrokenRuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
-from resilience.errors import DatabaseError, PenstockError
+from resilience.errors import (
+    ConnectionPoolError,
+    DatabaseError,
+    IntegrityError,
+    PenstockError,
+    TransactionError,
+)
 from tasks.models import UtcDateTime, cursors, events, runs, units, workers
 from tasks.outcomes import Outcome, RunState, UnitState
 from tasks.settings import get_settings
@@ -133,15 +140,29 @@ def engine() -> Engine:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turn "the database is away" into DatabaseError; mistakes in a statement stay what they are."""
+    """Turn what a database says into DatabaseError and its kinds; mistakes in a statement stay as they are."""
     try:
         yield
     except PoolTimeoutError as error:
-        raise DatabaseError("the database has no connection free", cause=error) from error
+        raise ConnectionPoolError("the database has no connection free", cause=error) from error
+    except BrokenRuleError as error:
+        raise IntegrityError(
+            f"a row breaks a rule of its table: {_first_line(error)}", cause=error
+        ) from error
     except DBAPIError as error:
+        if _came_between(error):
+            raise TransactionError(
+                f"another transaction came between: {_first_line(error)}", cause=error
+            ) from error
         if _is_away(error):
             raise DatabaseError(f"the database did not answer: {_first_line(error)}", cause=error) from error
         raise
+
+
+def _came_between(error: DBAPIError) -> bool:
+    """A lock that was not to be had, a deadlock, or a snapshot too old: class 40 and 55P03 of PostgreSQL."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return state.startswith("40") or state == "55P03" or "database is locked" in str(error.orig)
 
 
 def _is_away(error: DBAPIError) -> bool:

@@ -381,7 +381,8 @@ class UnitTask(Task):  # type: ignore[misc]
         assert exc is not None
         error = TimeLimit(cause=exc) if isinstance(exc, SoftTimeLimitExceeded) else exc
         delivery: Delivery | None = self.request.delivery
-        if isinstance(error, DatabaseError) or delivery is None:
+        away = isinstance(error, DatabaseError) and error.recoverable
+        if away or delivery is None:
             self._back(None, random.uniform(1.0, 5.0), exc)
         assert isinstance(error, PenstockError)
         step = next_step(

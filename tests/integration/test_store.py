@@ -7,10 +7,11 @@ from decimal import Decimal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy import create_engine, delete, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.pool import QueuePool
 
-from resilience.errors import DatabaseError
+from resilience.errors import ConnectionPoolError, DatabaseError, IntegrityError, TransactionError
 from tasks import store
 from tasks.models import asana_tasks, cursors, events, ohlcv, records, runs, units, workers
 from tasks.outcomes import Outcome, UnitState
@@ -399,10 +400,23 @@ def test_a_cursor_ends_at_the_highest(times):
 
 
 def test_a_mistake_in_a_statement_is_no_outage():
-    """Trying it again would not mend it."""
+    """Trying it again would not mend it: a row that is there already, and a column that is not."""
     run = add_unit()
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="breaks a rule of its table") as caught:
         add_unit(run)
+    assert not caught.value.recoverable
+    with pytest.raises(DBAPIError), reading() as connection:
+        connection.execute(text("SELECT nothing FROM runs"))
+
+
+def test_no_connection_is_free(installation):
+    """A pool of one that somebody else holds."""
+    engine = create_engine(
+        store.engine().url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    with engine.connect(), pytest.raises(ConnectionPoolError), store._plain_errors():
+        engine.connect()
+    engine.dispose()
 
 
 def test_a_database_that_is_away(installation, tmp_path):
@@ -428,7 +442,7 @@ def test_a_database_that_is_locked(installation):
     other = store.open_engine(store.engine().url.render_as_string(hide_password=False))
     with other.connect() as holder:
         holder.execute(update(units).values(records=7))
-        with pytest.raises(DatabaseError, match="lock"):
+        with pytest.raises(TransactionError, match="lock"):
             take(run)
         with reading() as connection:
             assert connection.execute(select(units.c.records)).scalar_one() == 0

@@ -797,7 +797,7 @@ def test_rows_that_the_database_refuses_are_an_outcome(fleet, ask, inbox, monkey
     monkeypatch.setattr(units.Delivery, "parse", spoil)
     assert inbox.deliver(BINANCE) == ("SUCCESS", {"unit": 0, "outcome": "failed"})
     row = fleet.unit(run)
-    assert (row["outcome"], row["reason"], row["calls"]) == ("failed", "IntegrityError", 1)
+    assert (row["outcome"], row["reason"], row["calls"]) == ("failed", "integrity", 1)
     assert fleet.installation.rows(ohlcv) == []
 
 

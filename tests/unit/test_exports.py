@@ -19,11 +19,13 @@ SURFACE = {
 }  # fmt: skip
 DEFINED = {
     "resilience.errors": {
-        "APIError", "ApiConnectionError", "ApiTimeoutError", "AuthenticationError", "BadPayloadError",
-        "BannedError", "CircuitOpenError", "CollectionError", "ConfigurationError", "DNSError", "DatabaseError",
+        "APIError", "AllTiersFailedError", "ApiConnectionError", "ApiTimeoutError", "AuthenticationError",
+        "BadPayloadError", "BannedError", "CircuitBreakerOpenError", "CircuitOpenError", "CollectionError",
+        "ConfigurationError", "ConnectionPoolError", "DNSError", "DatabaseError", "IntegrityError",
         "InvalidCredentialsError", "NetworkError", "NotFoundError", "PartialCollectionError", "PenstockError",
         "RateLimitError", "Refused", "RetryExhaustedError", "Scope", "ServerAwayError", "ServerError",
-        "StoreUnavailableError", "Throttled", "TokenExpiredError", "ValidationError",
+        "StoreUnavailableError", "Throttled", "TokenExpiredError", "TokenFetchError", "TransactionError",
+        "ValidationError",
     },
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
     "resilience.breaker": {"CircuitBreaker", "StateName"},
