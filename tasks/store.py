@@ -140,7 +140,7 @@ def engine() -> Engine:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turn what a database says into DatabaseError and its kinds; mistakes in a statement stay as they are."""
+    """Turn what a database says into DatabaseError and its kinds; mistakes in a statement stay so."""
     try:
         yield
     except PoolTimeoutError as error:
