@@ -43,6 +43,24 @@ def penstock(*words):
 SECRETS = {"REDIS_PASSWORD": "one", "POSTGRES_PASSWORD": "two", "FLOWER_AUTH": "me:three"}
 
 
+def by_the_specification(path):
+    """Look at a file with the schema of the Compose specification, which check-jsonschema brings along."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_file_follows_the_specification(tmp_path):
+    """By its own schema, which finds a word that Compose does not know, and a value of the wrong kind."""
+    done = by_the_specification(ROOT / "docker-compose.yml")
+    assert done.returncode == 0, done.stdout
+    for name, value in {"healtcheck": {}, "stop_grace_period": 60, "depends_on": {"redis": {}}}.items():
+        wrong = COMPOSE | {"services": SERVICES | {"worker": SERVICES["worker"] | {name: value}}}
+        (tmp_path / "wrong.yml").write_text(yaml.safe_dump(wrong))
+        done = by_the_specification(tmp_path / "wrong.yml")
+        assert done.returncode == 1
+        assert "services.worker" in done.stdout
+
+
 def test_services():
     """Two servers, one migration, three kinds of process and Flower; any but what has a port may be there twice."""
     assert set(SERVICES) == {"redis", "postgres", "migrate", "worker", "ctl", "beat", "flower"}
