@@ -1,16 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+CHARTS := .venv/.charts
 # When this was asked for: the demo counts the set-up too.
 SINCE := $(shell date +%s)
 
-.PHONY: help setup demo test chaos bench lint clean
+.PHONY: help setup demo test chaos soak bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo          the main job against fake APIs that fail (KEEP=1 leaves it up)'
 	@echo 'make test          lint, types and all tests but the long ones'
 	@echo 'make chaos         the long fault runs, with their figures'
+	@echo 'make soak          everything at work for 20 minutes, with faults: nothing may grow (MINUTES=3, DATABASE=postgres)'
 	@echo 'make bench         every target beside its peer (ONLY=launch, QUICK=1, WRITE=1)'
 	@echo 'make setup         .venv with the pinned packages; every target does this first'
 	@echo 'make lint          ruff and mypy alone'
@@ -43,7 +45,14 @@ test: lint
 chaos: $(STAMP)
 	@$(BIN)/pytest -q -s -m chaos
 
-bench: $(STAMP)
+soak: $(STAMP)
+	@$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DATABASE),--database $(DATABASE))
+
+$(CHARTS): $(STAMP) tests/benchmarks/requirements.txt
+	@$(BIN)/pip install -qq --no-compile --no-deps --disable-pip-version-check --require-hashes -r tests/benchmarks/requirements.txt
+	@touch $@
+
+bench: $(CHARTS)
 	@$(BIN)/python -m tests.benchmarks $(ONLY) $(if $(QUICK),--quick) $(if $(WRITE),--write)
 
 clean:

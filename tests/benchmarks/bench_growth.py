@@ -5,27 +5,45 @@ from pathlib import Path
 
 from tests.benchmarks.bench_size import sized
 from tests.benchmarks.bench_units import CONCURRENCY, collected, fleet, until_alive
+from tests.benchmarks.measure import Chart, progress
 
 SIZES = (100, 1000, 10_000, 100_000)
+SHOWS = (
+    "Three panels against the number of units: the time of a run beside the line of ten times the units in ten "
+    "times the time, the memory of planner, worker and Redis, and the size of the database"
+)
+HOW = (
+    f"One run of each size, one after the other in the same fleet (threads {CONCURRENCY}, SQLite). Memory is that "
+    "of the largest process of its kind, at its most during the run; the planner is the ctl worker. The database "
+    "holds the smaller runs too."
+)
 
 
 def measure(quick):
+    points = {}
     sizes = (20, 100) if quick else SIZES
-    lines = [
-        f"A run of each size, threads {CONCURRENCY}; memory is the most during the run:",
-        "",
-        "| units | s | ms per unit | planner MB | worker MB | Redis MB | database MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
     with tempfile.TemporaryDirectory() as folder, fleet(folder, max(sizes)) as running:
         until_alive(running)
         collected(running, tuple(f"SYM{n:05d}" for n in range(CONCURRENCY)))
         for count in sizes:
             found = sized(running, count)
             files = Path(folder).glob("penstock.db*")
-            database = sum(file.stat().st_size for file in files) / 1e6
-            lines.append(
-                f"| {count:,} | {found['seconds']:.1f} | {1000 * found['seconds'] / count:.1f} "
-                f"| {found['planner']:.0f} | {found['worker']:.0f} | {found['redis']:.1f} | {database:.1f} |"
-            )
-    return ["\n".join(lines)]
+            points[count] = found | {"database": sum(file.stat().st_size for file in files) / 1e6}
+            progress(f"{count:,} units in {found['seconds']:.0f} s")
+    return [Chart("growth.svg", SHOWS, "growth", points), table(points)]
+
+
+def table(points):
+    """The figures behind the chart."""
+    lines = [
+        HOW,
+        "",
+        "| units | s | ms per unit | planner MB | worker MB | Redis MB | database MB |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for count, found in points.items():
+        lines.append(
+            f"| {count:,} | {found['seconds']:.1f} | {1000 * found['seconds'] / count:.1f} "
+            f"| {found['planner']:.0f} | {found['worker']:.0f} | {found['redis']:.1f} | {found['database']:.1f} |"
+        )
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ import threading
 import redis
 
 from tests.benchmarks.bench_units import collected, fleet, groups_of, until_alive
-from tests.benchmarks.measure import Result, rss_mb
+from tests.benchmarks.measure import Result, progress, rss_mb
 
 MEMORY = ("planner", "worker", "redis")
 
@@ -62,6 +62,7 @@ def measure(quick):
         for repetition in range(repetitions):
             for count in sorted(found, reverse=bool(repetition % 2)):
                 found[count].append(sized(running, count))
+                progress(f"{count:,} units in {found[count][-1]['seconds']:.0f} s")
 
     def row(what, name, unit, bound):
         ours, peer = ([each[name] for each in found[count]] for count in (large, small))

@@ -4,17 +4,20 @@ import contextlib
 import importlib
 import os
 import statistics
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 
 POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+SAY_S = 10.0  # benchmarks that take longer say how far they are
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,24 @@ class Result:
         return f"| {' | '.join(cells)} |"
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the note: its file beside the page, and what draws it from which data."""
+
+    file: str
+    shows: str  # for those who cannot see it
+    kind: str  # a function of tests.benchmarks.charts
+    data: Any
+
+
 HEAD = "| | what | ours | peer or floor | compared | spread | target | |\n|---|---|---|---|---|---|---|---|"
 
 
-def measured(name: str, quick: bool) -> list[Result | str]:
-    """What one benchmark found: results for the table, and texts of its own."""
-    found: list[Result | str] = importlib.import_module(f"tests.benchmarks.bench_{name}").measure(quick)
+def measured(name: str, quick: bool) -> list[Result | Chart | str]:
+    """What one benchmark found: results for the table, and charts and texts of its own."""
+    found: list[Result | Chart | str] = importlib.import_module(f"tests.benchmarks.bench_{name}").measure(
+        quick
+    )
     return found
 
 
@@ -78,11 +93,20 @@ def _figure(value: float) -> str:
 def interleaved(actions: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
     """What each action returned, one after the other in every repetition; every other one runs backwards."""
     found: dict[str, list[float]] = {name: [] for name in actions}
+    said = time.monotonic()
     for repetition in range(repetitions):
         names = list(actions) if repetition % 2 == 0 else list(reversed(actions))
         for name in names:
             found[name].append(actions[name]())
+        if time.monotonic() - said > SAY_S:
+            said = time.monotonic()
+            progress(f"{repetition + 1} of {repetitions}")
     return found
+
+
+def progress(text: str) -> None:
+    """Say how far it has come to whoever waits for it."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def seconds(action: Callable[[], object]) -> float:
