@@ -146,7 +146,6 @@ def reached(result: Result) -> float:
 def targets(results: Sequence[Result]) -> str:
     """A bar for each target: how many times what was asked for was reached."""
     bounded = [result for result in results if result.met() is not None]
-    bounded.sort(key=lambda result: (int(result.target[1:]), result.what))
 
     def draw(axes: Sequence[Any]) -> None:
         (axis,) = axes
@@ -176,6 +175,8 @@ def targets(results: Sequence[Result]) -> str:
         low, high = axis.get_xlim()
         marks = [mark for mark in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if low <= mark <= high]
         axis.set_xticks(marks, [f"{mark:g}" for mark in marks])
+        axis.minorticks_off()
+        axis.set_ylim(-0.6, len(bounded) - 0.4)
         axis.spines["left"].set_visible(False)
 
     return drawn(9.6, 0.9 + 0.34 * len(bounded), 1, draw)
