@@ -22,8 +22,11 @@ STEERING = ("tasks.runs.", "tasks.schedules.", "tasks.reconcile.")
 
 
 def queue(name: str) -> Queue:
-    """A durable queue bound by its own name."""
-    return Queue(name, DIRECT, routing_key=name, durable=True)
+    """A durable queue bound by its own name.
+
+    Classic also where RabbitMQ's default is another type: in a quorum queue fresh units wait behind retries.
+    """
+    return Queue(name, DIRECT, routing_key=name, durable=True, queue_arguments={"x-queue-type": "classic"})
 
 
 def unit_queues(collectors: Iterable[str]) -> list[Queue]:

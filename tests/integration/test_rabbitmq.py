@@ -46,6 +46,14 @@ def ask(fleet):
     return lambda count: fleet.run("binance.klines", [f"COIN{n}USDT" for n in range(count)])
 
 
+def test_queues_are_classic_whatever_the_default(vhost, inbox):
+    """In a quorum queue fresh units wait behind retries."""
+    said = rabbitmqctl("list_queues", "-p", vhost, "--no-table-headers", "type").stdout.split()
+    assert len(said) >= 4
+    assert set(said) == {"classic"}
+    assert inbox.app.amqp.queues[BINANCE].queue_arguments == {"x-queue-type": "classic"}
+
+
 def throw_out(vhost):
     """Close every connection to the vhost."""
     rabbitmqctl("close_all_connections", "--vhost", vhost, "a test").check_returncode()
@@ -86,25 +94,18 @@ def test_a_wave_to_a_queue_that_is_gone(ask, inbox):
     assert waiting() == 3
 
 
-def test_a_wave_that_rabbitmq_refuses_waits_again(fleet, ask, inbox):
+def test_a_wave_that_rabbitmq_refuses_waits_again(fleet, ask, inbox, monkeypatch):
     """A queue that is full by its policy: nobody has to find out that the messages are lost."""
-    with inbox.app.connection_for_write() as connection:
-        channel = connection.default_channel
-        channel.queue_delete(BINANCE)
-        limited = {"x-max-length": 2, "x-overflow": "reject-publish"}
-        channel.queue_declare(BINANCE, durable=True, auto_delete=False, arguments=limited)
     queue = inbox.app.amqp.queues[BINANCE]
-    queue.queue_arguments = limited  # or it could not be declared again
-    try:
+    limits = {"x-max-length": 2, "x-overflow": "reject-publish"}
+    with monkeypatch.context() as full, inbox.app.connection_for_write() as connection:
+        full.setattr(queue, "queue_arguments", queue.queue_arguments | limits)
+        connection.default_channel.queue_delete(BINANCE)
         with pytest.raises(OperationalError, match="could not keep a message"):
             ask(4)
-    finally:
-        queue.queue_arguments = None
-        with inbox.app.connection_for_write() as connection:
-            connection.default_channel.queue_delete(BINANCE)
-    (run,) = {row["run"] for row in fleet.units(1)}
-    assert {row["state"] for row in fleet.units(run)} == {"waiting"}
-    carry_on(run)
+        connection.default_channel.queue_delete(BINANCE)
+    assert [row["state"] for row in fleet.units(1)] == ["waiting"] * 4
+    carry_on(1)
     assert waiting() == 4
 
 
