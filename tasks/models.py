@@ -4,6 +4,7 @@ Times are aware UTC datetimes in Python, `timestamptz` in PostgreSQL and sortabl
 Decimals stay exact: NUMERIC in PostgreSQL, text in SQLite.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -42,20 +43,28 @@ metadata = MetaData(
 )
 
 
+def _sqlite_time(value: datetime | None) -> str | None:
+    """As SQLAlchemy's own DATETIME stores it, but written in C: all 26 characters, without the zone."""
+    return None if value is None else _utc(value).isoformat(" ", "microseconds")[:26]
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone")
+    return value.astimezone(UTC)
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware UTC datetime; a naive one is a mistake and raises ValueError."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive times; SQLite, which has no zone, gets UTC without one."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any]:
+        """Refuse naive times, which would be a guess; SQLite has no zone and gets text in UTC."""
+        if dialect.name == "sqlite":
+            return _sqlite_time
+        return lambda value: None if value is None else _utc(value)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Give what SQLite stored its zone back."""
@@ -63,6 +72,13 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _digits(value: Decimal | None) -> str | None:
+    if value is None:
+        return None
+    text = str(value)  # much faster than format, and mostly the same
+    return format(value, "f") if "E" in text else text
 
 
 class ExactDecimal(TypeDecorator[Decimal]):
@@ -75,9 +91,9 @@ class ExactDecimal(TypeDecorator[Decimal]):
         """Text in SQLite, NUMERIC elsewhere."""
         return dialect.type_descriptor(String(64) if dialect.name == "sqlite" else Numeric())
 
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+    def bind_processor(self, dialect: Dialect) -> Callable[[Decimal | None], str | None] | None:
         """Plain digits, never an exponent, so that equal texts are equal numbers."""
-        return format(value, "f") if value is not None and dialect.name == "sqlite" else value
+        return _digits if dialect.name == "sqlite" else None
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         """The same digits back."""
@@ -112,7 +128,7 @@ runs = Table(
     Column("deadline_at", UtcDateTime, nullable=False),
     Column("planner", String(200)),
     Column("planned_at", UtcDateTime),
-    Column("waves", Integer, nullable=False, default=0, server_default="0"),
+    Column("waves", Integer, nullable=False, server_default="0"),
     UniqueConstraint("schedule", "slot_at"),
 )
 Index("ix_runs_state", runs.c.state)
@@ -145,7 +161,7 @@ units = Table(
     Column("sent_at", UtcDateTime),
     Column("expected_at", UtcDateTime),  # when a sent message is expected to be claimed
     Column("resent", Integer, nullable=False, server_default="0"),
-    Column("alone", Boolean, nullable=False, default=False, server_default="0"),
+    Column("alone", Boolean, nullable=False, server_default="0"),
     Column("ticket", String(64)),  # a reserved place in a limit
     Column("parked_on", String(200)),  # the circuit that has to close first
     Column("checkpoint", Json),
@@ -155,7 +171,7 @@ units = Table(
     Column("waited_s", Float, nullable=False, server_default="0"),
     Column("weight", Float, nullable=False, server_default="0"),  # what its calls cost of the limits
     Column("records", Integer, nullable=False, server_default="0"),
-    Column("rate_limited", Boolean, nullable=False, default=False, server_default="0"),
+    Column("rate_limited", Boolean, nullable=False, server_default="0"),
     Column("finished_at", UtcDateTime),
     PrimaryKeyConstraint("run", "n"),
 )

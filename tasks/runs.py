@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
 from resilience.guard import CircuitView
 from resilience.policy import Lane
-from tasks import heartbeat
+from tasks import heartbeat, upsert
 from tasks.broker import away_is_one_error
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 PRIORITY = {RunKind.ADHOC: 20, RunKind.SCHEDULED: 10, RunKind.BACKFILL: 0}
 CHUNK = 2000  # unit rows in one transaction: short enough that other writers hardly wait
+Planned = tuple[str, str, datetime | None, datetime | None, str | None]
+PLANNED = ("endpoint", "symbol", "start_at", "end_at", "cursor")
 NOT_RUNNING = (UnitState.WAITING, UnitState.SENT)
 OPEN = (UnitState.WAITING, UnitState.SENT, UnitState.RUNNING)
 
@@ -139,12 +141,14 @@ def plan(*, run: int) -> None:
 def _write_units(run: int, row: RowMapping) -> bool:
     """Write the units, then open the run; False when another planner took over."""
     endpoints = [endpoint_of(name) for name in row["endpoints"]]
-    planned = enumerate(chain.from_iterable(_units_of(row, endpoint) for endpoint in endpoints))
-    while rows := list(islice(planned, CHUNK)):
+    planned = chain.from_iterable(_units_of(row, endpoint) for endpoint in endpoints)
+    first = 0
+    while chunk := list(islice(planned, CHUNK)):
         with writing() as connection:
             if not _still_planning(connection, run):
                 return False
-            connection.execute(insert(units), [{"run": run, "n": n, **unit} for n, unit in rows])
+            upsert.insert(connection, units, _columns_of(row, first, chunk))
+        first += len(chunk)
     with writing() as connection:
         if not _still_planning(connection, run):
             return False
@@ -152,6 +156,18 @@ def _write_units(run: int, row: RowMapping) -> bool:
             update(runs).where(runs.c.id == run).values(state=RunState.OPEN, started_at=db_now())
         )
     return True
+
+
+def _columns_of(run: RowMapping, first: int, chunk: Sequence[Planned]) -> dict[str, Sequence[Any]]:
+    """The columns of units that are numbered from `first` on."""
+    size = len(chunk)
+    return {
+        "run": [run["id"]] * size,
+        "n": range(first, first + size),
+        "state": [UnitState.WAITING] * size,
+        "not_before": [run["requested_at"]] * size,
+        **dict(zip(PLANNED, zip(*chunk, strict=True), strict=True)),
+    }
 
 
 def _take_planning(run: int) -> RowMapping | None:
@@ -193,29 +209,25 @@ def _still_planning(connection: Connection, run: int) -> bool:
     return result.rowcount == 1
 
 
-def _units_of(run: RowMapping, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
-    """The units of one endpoint: a row for each symbol, and for each window of a backfill."""
-    with reading() as connection:
-        known = read_cursors(connection, endpoint.full_name)
+def _units_of(run: RowMapping, endpoint: Endpoint) -> Iterator[Planned]:
+    """The units of one endpoint: one for each symbol, and for each window of a backfill."""
+    name, start, end, now = endpoint.full_name, run["start_at"], run["end_at"], run["now"]
     symbols = run["symbols"] if run["symbols"] is not None else endpoint.check_symbols()
+    if start is not None:
+        for symbol in symbols:
+            for since, until in endpoint.chunks(start, end):
+                yield name, symbol, since, until, None
+        return
+    with reading() as connection:
+        cursors = read_cursors(connection, name)
+    windows: dict[
+        str | None, tuple[datetime | None, datetime | None]
+    ] = {}  # most symbols stand at one cursor
     for symbol in symbols:
-        cursor = known.get(symbol)
-        if run["start_at"] is not None:
-            windows: Iterator[tuple[datetime | None, datetime | None]] = endpoint.chunks(
-                run["start_at"], run["end_at"]
-            )
-        else:
-            windows = iter((endpoint.window(symbol, cursor, run["now"]),))
-        for start_at, end_at in windows:
-            yield {
-                "endpoint": endpoint.full_name,
-                "symbol": symbol,
-                "start_at": start_at,
-                "end_at": end_at,
-                "cursor": cursor if run["start_at"] is None else None,
-                "state": UnitState.WAITING,
-                "not_before": run["requested_at"],
-            }
+        cursor = cursors.get(symbol)
+        if cursor not in windows:
+            windows[cursor] = endpoint.window(symbol, cursor, now)
+        yield name, symbol, *windows[cursor], cursor
 
 
 @shared_task(name="tasks.runs.advance", autoretry_for=(DatabaseError,), retry_backoff=True, max_retries=3)

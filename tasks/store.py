@@ -1,4 +1,4 @@
-"""The database: engine, transactions, the fenced writes of a unit, and upserts.
+"""The database: engine, transactions, the fenced writes of a unit, and cursors.
 
 Everything that a unit writes goes through `Claim`: a write whose fence token is no longer the newest
 changes nothing and raises ClaimLost, so a worker that was believed dead cannot write twice.
@@ -23,7 +23,6 @@ from sqlalchemy import (
     Double,
     Engine,
     Label,
-    Table,
     Update,
     and_,
     bindparam,
@@ -194,28 +193,6 @@ def reading() -> Iterator[Connection]:
     """One snapshot to read from; in SQLite it never waits for a writer."""
     with _plain_errors(), engine().connect() as connection:
         yield connection.execution_options(penstock_read=True)
-
-
-def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, or update those whose primary key is there; of rows with one key the last one counts."""
-    if not rows:
-        return
-    key = [column.name for column in table.primary_key.columns]
-    last = {tuple(row[name] for name in key): row for row in rows}
-    names = tuple(name for name in rows[0] if name in table.c and name not in key)
-    connection.execute(_upsert_statement(connection.dialect.name, table, names), list(last.values()))
-
-
-@lru_cache(maxsize=256)
-def _upsert_statement(dialect: str, table: Table, changed: tuple[str, ...]) -> Any:
-    """Building a statement costs more than running it, so those of a unit are built once."""
-    statement = (sqlite if dialect == "sqlite" else postgresql).insert(table)
-    key = table.primary_key.columns.keys()
-    if not changed:
-        return statement.on_conflict_do_nothing(index_elements=key)
-    return statement.on_conflict_do_update(
-        index_elements=key, set_={name: statement.excluded[name] for name in changed}
-    )
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ from tasks.http import client
 from tasks.limits import ask_for, guard
 from tasks.outcomes import Outcome, UnitState
 from tasks.settings import Settings, get_settings
+from tasks.upsert import upsert
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +271,7 @@ class Delivery:
             else:
                 self.claim.write(connection, records=self.records, **self._ending())
                 self._move_cursor(connection)
-            store.upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
+            upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
         # What comes next counts from this page on, as it now stands in SQL.
         self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
         self.checkpoint = page.next or {}

@@ -6,7 +6,7 @@ is.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
@@ -130,6 +130,7 @@ class Bars:
     size: int
     unit: TimeUnit = "ms"
     size_param: str | None = None
+    width: timedelta = field(init=False, repr=False)  # of one bar
 
     def __post_init__(self) -> None:
         if not self.start or not self.end:
@@ -145,11 +146,7 @@ class Bars:
             raise ConfigurationError(
                 f"Bars.interval is {self.interval!r}; bars have to divide a day evenly, or be '1d' or '1w'"
             )
-
-    @property
-    def width(self) -> timedelta:
-        """Length of one bar."""
-        return duration(self.interval, "Bars.interval")
+        object.__setattr__(self, "width", width)
 
     def floor(self, at: datetime) -> datetime:
         """The last boundary between two bars at or before `at`; weeks begin on Monday."""

@@ -40,10 +40,11 @@ def batches(rows):
 def stored_by_us(rows):
     from tasks import store
     from tasks.models import ohlcv
+    from tasks.upsert import upsert
 
     for batch in batches(rows):
         with store.writing() as connection:
-            store.upsert(connection, ohlcv, batch)
+            upsert(connection, ohlcv, batch)
 
 
 def sqlite_floor(path):

@@ -7,15 +7,16 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, event, insert
 
 from tasks import runs as module
+from tasks.collectors.fields import to_cursor
 from tasks.collectors.registry import endpoint_of
 from tasks.limits import circuit_of
 from tasks.models import cursors, results, runs, units, waves, workers
 from tasks.outcomes import CollectionResult
 from tasks.runs import Order, accept, advance, cancel, carry_on, close, plan
-from tasks.store import claim, db_now, reading, writing
+from tasks.store import claim, db_now, engine, move_cursor, reading, writing
 
 from .conftest import on_both
 
@@ -160,6 +161,29 @@ def test_units_are_written_in_short_transactions(fleet, monkeypatch):
     run = fleet.run("binance.klines", symbols(950))
     assert [row["n"] for row in fleet.units(run)] == list(range(950))
     assert len(sizes) == 11  # ten chunks, and one to open the run
+
+
+@on_both
+def test_planning_costs_statements_per_chunk_not_per_unit(fleet, monkeypatch):
+    """A chunk more is a fence and an insert more, whether units stand at one cursor or each at its own."""
+    monkeypatch.setattr(module, "CHUNK", 50)
+    names = symbols(200)
+    with writing() as connection:
+        for minute, name in enumerate(names[::2]):
+            move_cursor(connection, "binance.klines", name, to_cursor(START + timedelta(minutes=minute)))
+    said = []
+
+    def planning(run):
+        row = module._take_planning(run)
+        said.clear()
+        assert module._write_units(run, row)
+        return len([each for each in said if not each.startswith("BEGIN")])
+
+    event.listen(engine(), "before_cursor_execute", lambda *given: said.append(given[2]))
+    one = planning(fleet.order("binance.klines", names[:50]))
+    assert one <= 5  # cursors, fence, insert, fence, open
+    assert planning(fleet.order("binance.klines", names)) == one + 3 * 2
+    assert planning(fleet.order("binance.klines", names, START, END)) == one + 3 * 2 - 1  # no cursors to read
 
 
 def test_a_planner_that_was_replaced_writes_no_more(fleet, monkeypatch):

@@ -15,7 +15,8 @@ from resilience.errors import ConnectionPoolError, DatabaseError, IntegrityError
 from tasks import store
 from tasks.models import asana_tasks, cursors, events, ohlcv, records, runs, units, workers
 from tasks.outcomes import Outcome, UnitState
-from tasks.store import Claim, ClaimLost, claim, db_now, move_cursor, read_cursors, reading, upsert, writing
+from tasks.store import Claim, ClaimLost, claim, db_now, move_cursor, read_cursors, reading, writing
+from tasks.upsert import upsert
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ANY_CASE = settings(
