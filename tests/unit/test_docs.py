@@ -1,10 +1,12 @@
-"""The list of capabilities names only what is there."""
+"""The list of capabilities names only what is there, and the programs in the pages run."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tasks.collectors import Unit
 from tasks.collectors.registry import load
 from workers.cli import main
 
@@ -58,3 +60,47 @@ def test_what_is_missing_is_told_in_a_line_each():
     missing = rows(MISSING)
     assert len(missing) > 10
     assert all(len(row) == 2 and all(row) for row in missing)
+
+
+def run(page):
+    """Each Python block of a page, as a program of its own: what it leaves defined."""
+    found = []
+    for text in re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
+    ):
+        found.append({})
+        exec(compile(text, page, "exec"), found[-1])
+    return found
+
+
+def test_every_page_with_programs_is_run():
+    """A new one needs a test that looks at what it does."""
+    pages = {path.name for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text()}
+    assert pages == {"collectors.md", "limits.md"}
+
+
+def test_declared_collector_asks_as_the_page_says():
+    """Its first page, and a row."""
+    (page,) = run("collectors.md")
+    endpoint = page["desk"].endpoints["tickets"]
+    unit = Unit(
+        run=1, n=0, collector="desk", endpoint="tickets", symbol="sales", cursor=None,
+        start=datetime(2026, 1, 5, tzinfo=UTC), end=None,
+    )  # fmt: skip
+    request = endpoint.request(unit, endpoint.first(unit))
+    assert request.url == "https://desk.example/api/v2/tickets"
+    assert request.params["queue"] == "sales"
+    assert request.params["limit"] == "200"
+    assert request.params["updated_since"].startswith("2026-01-05T00:00:00")
+    row = endpoint.parse({"id": 7, "updated_at": "2026-01-05T10:00:00Z"}, unit)
+    assert row == {"id": 7, "queue": "sales", "updated_at": datetime(2026, 1, 5, 10, tzinfo=UTC)}
+
+
+def test_circuit_and_guard_do_what_the_page_says(capsys):
+    """Two failures open the circuit, which refuses the third call; the guard gives its word."""
+    alone, guarded = run("limits.md")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["failed 1 times", "failed 2 times"]
+    assert said[2].startswith("not called, again at ")
+    assert alone["circuit"].current_state == "open"
+    assert type(guarded["verdict"]).__name__ in {"Go", "Wait"}
