@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
-Values = Sequence[Any]
+Values = list[Any]
 Convert = Callable[[Any], Any]
 
 
@@ -55,9 +55,10 @@ def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any
     _write(connection, table, {name: [row[name] for row in last] for name in names}, changing=True)
 
 
-def insert(connection: Connection, table: Table, columns: Mapping[str, Values]) -> None:
+def insert(connection: Connection, table: Table, columns: Mapping[str, Sequence[Any]]) -> None:
     """Insert new rows, given as equally long columns. Raises IntegrityError for one that is there."""
-    in_order = {column.key: columns[column.key] for column in table.c if column.key in columns}
+    # As lists, which keep their objects: a range makes its numbers as they are asked for, often in one place.
+    in_order = {column.key: list(columns[column.key]) for column in table.c if column.key in columns}
     _write(connection, table, in_order, changing=False)
 
 

@@ -27,8 +27,9 @@ from sqlalchemy import (
     event,
     select,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
+from resilience.errors import IntegrityError
 from tasks import store
 from tasks.models import ExactDecimal, Json, UtcDateTime
 from tasks.store import reading, writing
@@ -187,6 +188,15 @@ def test_a_text_that_is_too_long(tables):
 
 
 test_a_text_that_is_too_long.databases = ("postgres",)  # SQLite knows no lengths
+
+
+@pytest.mark.parametrize("numbers", [range(5000, 5002), range(5000, 8000)], ids=["two", "many"])
+def test_numbers_made_as_they_are_asked_for(tables, numbers):
+    """A range's numbers may stand at one address, one after the other, and are still not one number."""
+    with writing() as connection:
+        insert(connection, things, {"id": numbers, "whole": numbers, "data": [{}] * len(numbers)})
+    found = tables.rows(things)
+    assert [(row["id"], row["whole"]) for row in found] == [(n, n) for n in numbers]
 
 
 @pytest.mark.usefixtures("tables")
