@@ -123,6 +123,8 @@ def kill(fleet, run, wanted):
         else:
             fleet.kill_worker(None if kind == "worker" else kind)
             time.sleep(2.0)
+        # On a machine that is busy, workers would die before they had run anything, for ever.
+        fleet.wait_for(run, min(done + fleet.symbols // 200, 0.9 * fleet.symbols))
     assert not missing(), f"{fleet.faults} of {wanted}: the units did not last"
 
 
