@@ -5,7 +5,6 @@ import math
 import os
 import random
 import time
-from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -62,7 +61,7 @@ def launch():
     return request(Order("pond", ("pond.klines",), RunKind.ADHOC, deadline_s=1800))
 
 
-def finish(name, fleet, run, *, failed=0, but=(), began=None, **figures):
+def finish(name, fleet, run, *, failed=0, but=(), **figures):
     """Wait for the close, assert what every scenario has to hold, and print the figures."""
     result, closed_at = fleet.wait_for_close(run)
     time.sleep(6)  # one more reconcile: a second close would show now
@@ -87,7 +86,7 @@ def finish(name, fleet, run, *, failed=0, but=(), began=None, **figures):
         seconds_after_last_fault=after_fault_s and round(after_fault_s, 1),
         seconds_after_last_unit=round(after_unit_s, 1),
         longest_standstill_s=round(standstill, 1),
-        seconds=began and round((closed_at - began).total_seconds(), 1),
+        seconds=round((result["finished_at"] - result["started_at"]).total_seconds(), 1),
         restarts=sum(member.starts - 1 for member in fleet.members.values()),
         **figures,
     )
@@ -132,8 +131,7 @@ def kill(fleet, run, wanted):
 def test_no_faults(fleet, symbols):
     """Nothing is sent twice and nothing called twice when nothing goes wrong."""
     fleet = fleet()
-    began = datetime.now(UTC)
-    result = finish("none", fleet, launch(), began=began)
+    result = finish("none", fleet, launch())
     assert result["resent"] == 0
     assert result["calls"] == symbols
 
