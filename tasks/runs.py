@@ -220,9 +220,8 @@ def _units_of(run: RowMapping, endpoint: Endpoint) -> Iterator[Planned]:
         return
     with reading() as connection:
         cursors = read_cursors(connection, name)
-    windows: dict[
-        str | None, tuple[datetime | None, datetime | None]
-    ] = {}  # most symbols stand at one cursor
+    # Most symbols stand at one cursor.
+    windows: dict[str | None, tuple[datetime | None, datetime | None]] = {}
     for symbol in symbols:
         cursor = cursors.get(symbol)
         if cursor not in windows:

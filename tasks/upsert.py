@@ -1,8 +1,8 @@
 """Writing many rows at once: one statement, values converted column by column.
 
 SQLite gets the driver's executemany. PostgreSQL gets one array for each column, which the server unnests: as
-fast as COPY into a temporary table and an upsert from there, without the table, in one round trip, and as
-good for three rows as for three thousand. SQLAlchemy builds the statements; only its work for each single row
+fast as COPY into a temporary table and an upsert from there, without the table and in one round trip, which
+makes it good for a page of few rows too. SQLAlchemy builds the statements; only its work for each single row
 is left out. Tables with types or defaults that this module does not know go through it entirely.
 """
 

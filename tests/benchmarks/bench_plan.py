@@ -149,7 +149,7 @@ def memory(count):
         tracemalloc.stop()
         return found
 
-    peak(100)  # what is built once, e.g. statements
+    peak(count)  # what is made once and kept: statements, caches, the last chunk's numbers
     return Result(
         "P10",
         f"memory of planning {10 * count:,} units against {count:,}",
