@@ -236,6 +236,20 @@ cursors = Table(
     PrimaryKeyConstraint("endpoint", "symbol"),
 )
 
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("endpoint", String(200), nullable=False),
+    Column("symbol", String(200), nullable=False),
+    Column("failures", Integer, nullable=False),  # runs in a row
+    Column("error", String(100), nullable=False),
+    Column("gone", Boolean, nullable=False),  # the server does not know it
+    Column("times", Integer, nullable=False),  # how often in a row it was put away
+    Column("since_at", UtcDateTime),  # None: it only fails
+    Column("until_at", UtcDateTime),  # None: until it is released
+    PrimaryKeyConstraint("endpoint", "symbol"),
+)
+
 schedules = Table(
     "schedules",
     metadata,

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
 from resilience.guard import CircuitView
 from resilience.policy import Lane
-from tasks import heartbeat, upsert
+from tasks import heartbeat, quarantine, upsert
 from tasks.broker import away_is_one_error
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
@@ -152,6 +152,7 @@ def _write_units(run: int, row: RowMapping) -> bool:
     with writing() as connection:
         if not _still_planning(connection, run):
             return False
+        quarantine.skip(connection, row)
         connection.execute(
             update(runs).where(runs.c.id == run).values(state=RunState.OPEN, started_at=db_now())
         )
@@ -395,6 +396,7 @@ def close(run: int) -> CollectionResult | None:
             .values(state=RunState.DONE, outcome=result.outcome, finished_at=row["now"])
         )
         connection.execute(insert(results).values(run=run, **result_columns(result)))
+        quarantine.learn(connection, row)
     log_result(run, result)
     return result
 

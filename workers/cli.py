@@ -370,6 +370,41 @@ def cancel(number: int) -> None:
     click.echo(f"run {number} is cancelled; units that are running finish")
 
 
+@main.group("quarantine", invoke_without_command=True)
+@json_option
+@click.pass_context
+def quarantined(context: click.Context, *, as_json: bool) -> None:
+    """Show the symbols that fail in run after run, and which of them are skipped until when."""
+    if context.invoked_subcommand is not None:
+        return None
+    from tasks import quarantine
+
+    _database_ready()
+    rows = quarantine.listed()
+    if as_json:
+        return _echo_json(rows)
+    if not rows:
+        return click.echo("No symbol has failed in its last run.")
+    from workers.tables import console, quarantine_table
+
+    return console().print(quarantine_table(rows))
+
+
+@quarantined.command("release")
+@click.argument("symbol")
+@click.option("--endpoint", metavar="NAME", help="Only for this endpoint, as in binance.klines.")
+def release_symbol(symbol: str, endpoint: str | None) -> None:
+    """Have a symbol tried again in the next run."""
+    from tasks import quarantine
+
+    _database_ready()
+    released = quarantine.release(symbol, endpoint)
+    if not released:
+        where = f" in {endpoint}" if endpoint else ""
+        raise Sentence(f"{symbol} has not failed{where}; `penstock quarantine` lists those that have")
+    click.echo(f"{symbol} is tried again by {', '.join(released)}")
+
+
 @main.command("collectors")
 @json_option
 def list_collectors(*, as_json: bool) -> None:

@@ -221,6 +221,22 @@ def collectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def quarantine_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Symbols that fail; `rows` as `penstock quarantine --json` writes them."""
+    table = _table("endpoint", "symbol", "failed runs", "why", "skipped until")
+    table.columns[2].justify = "right"
+    for row in rows:
+        until = row["until_at"] or "it is released"
+        table.add_row(
+            row["endpoint"],
+            row["symbol"],
+            str(row["failures"]),
+            row["error"],
+            Text(until, style="yellow") if row["skipped"] else NOTHING,
+        )
+    return table
+
+
 def run_page(shown: RunDetail) -> RenderableType:
     """Everything about one run, one under the other."""
     run = shown.run

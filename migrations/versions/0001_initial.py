@@ -108,6 +108,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("circuit", name=op.f("pk_overrides")),
     )
     op.create_table(
+        "quarantine",
+        sa.Column("endpoint", sa.String(length=200), nullable=False),
+        sa.Column("symbol", sa.String(length=200), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("error", sa.String(length=100), nullable=False),
+        sa.Column("gone", sa.Boolean(), nullable=False),
+        sa.Column("times", sa.Integer(), nullable=False),
+        sa.Column("since_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column("until_at", UtcDateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_quarantine")),
+    )
+    op.create_table(
         "records",
         sa.Column("source", sa.String(length=100), nullable=False),
         sa.Column("endpoint", sa.String(length=100), nullable=False),
@@ -325,6 +337,7 @@ def downgrade() -> None:
 
     op.drop_table("runs")
     op.drop_table("records")
+    op.drop_table("quarantine")
     op.drop_table("overrides")
     op.drop_table("ohlcv")
     with op.batch_alter_table("events", schema=None) as batch_op:

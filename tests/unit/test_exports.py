@@ -33,6 +33,7 @@ DEFINED = {
     "resilience.limiter": {"RateLimiter"},
     "resilience.headers": {"Dialect", "Quota"},
     "resilience.concurrency": {"Broken", "ConcurrentBatcher"},
+    "resilience.quarantine": {"Entries", "MemoryEntries", "Quarantine", "SymbolErrors"},
     "resilience.concurrency_async": {"AsyncConcurrentBatcher"},
     "resilience.error_collector": {"ErrorCollector", "ItemError"},
 }  # fmt: skip
