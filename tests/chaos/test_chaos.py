@@ -217,7 +217,7 @@ def test_rabbitmq_closes_connections(fleet, symbols):
 @pytest.mark.parametrize("deployment", [RABBITMQ_POSTGRESQL], indirect=True)
 def test_rabbitmq_purged(fleet, symbols):
     """The messages that wait are deleted, twice; nobody is told."""
-    fleet = fleet()
+    fleet = fleet(latency_ms=max(50, 200_000 // symbols))
     run = launch()
     for share in (0.3, 0.6):
         fleet.wait_for(run, share * symbols)
