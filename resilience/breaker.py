@@ -1,29 +1,58 @@
 """The circuit that a fleet shares, as a `pybreaker.CircuitBreaker`."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pybreaker
 
 from resilience.errors import CircuitOpenError, ConfigurationError, PenstockError
-from resilience.guard import Ask, CallResult, CircuitView, Guard, Kind, Lease, Refuse, Wait, kind_of
+from resilience.guard import (
+    Ask,
+    CallResult,
+    CircuitView,
+    Go,
+    Guard,
+    Kind,
+    Lease,
+    Refuse,
+    Transition,
+    Verdict,
+    Wait,
+    kind_of,
+    transition_of,
+)
 from resilience.policy import BreakerPolicy
-from resilience.store import CircuitSpec, CircuitState, Store
+from resilience.status import metrics, status
+from resilience.store import CircuitSpec, CircuitState, Move, Store, this_process
 from resilience.store.memory import MemoryStore
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Exclusion = type[BaseException] | Callable[[Any], bool]
+Callback = Callable[[Transition], object]
 
 _US = timedelta(microseconds=1)
+_WORDS_MOST = 200  # of who forced a circuit, and why
+
+
+class _Held(NamedTuple):
+    """What `can_attempt` got for a call, until it is recorded."""
+
+    lease: Lease
+    began: float
+
+
+_held: ContextVar[Mapping["CircuitBreaker", _Held]] = ContextVar("held", default={})  # noqa: B039 - never changed
 
 
 class StateName(str):
@@ -48,7 +77,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
     processes ask; a refusal is a `CircuitOpenError` with `retry_at`; the call that opens the circuit raises
     its own error; what an error says about the service is read from its class where it is ours. Listeners
     hear a transition once in the fleet, in the process that caused it. A call that takes longer than the
-    policy's `permit_lease` no longer counts as a probe.
+    policy's `permit_lease` no longer counts as a probe. A coroutine function is decorated as one; the store
+    is asked without awaiting, so the event loop stands still for a round trip before and after the call.
     """
 
     def __init__(  # noqa: PLR0917 - pybreaker takes these by position
@@ -69,6 +99,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         self._lock = threading.RLock()
         self._excluded_exceptions = list(exclude or [])
         self._listeners = list(listeners or [])
+        self._callbacks: list[Callback] = []
         self._name = name
         self._throw_new_error_on_trip = throw_new_error_on_trip
         named = {"fail_max": fail_max, "reset_timeout": reset_timeout, "success_threshold": success_threshold}
@@ -76,7 +107,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
             raise ConfigurationError("a CircuitBreaker takes either policy= or pybreaker's names, not both")
         self.api = api
         self.guard = Guard(store or MemoryStore())
-        self._ask = Ask(api, (self,), ())
+        self._ask = Ask(api, (self,), (), gate=None)  # a 429 holds back who shares a limit; here is none
         self._policy = policy or _policy_from(fail_max, reset_timeout, success_threshold)
         self._respec()
 
@@ -169,6 +200,30 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
                 return self._drain(lease, result)  # type: ignore[return-value]
         return result
 
+    async def call_async(self, func: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Await `func` if the circuit lets it, as `call` does; a call that is cancelled says nothing."""
+        lease = self._enter()
+        self._notify("before_call", func, *args, **kwargs)
+        with self._settling(lease):
+            return await func(*args, **kwargs)
+
+    def __call__(self, *call_args: Any, **call_kwargs: Any) -> Any:
+        """Decorate a function, with or without brackets; a coroutine function stays one."""
+        call_kwargs.pop("__pybreaker_call_async", None)  # seen from the function itself
+
+        def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(func)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                return self.call(func, *args, **kwargs)
+
+            @functools.wraps(func)
+            async def wrapped_async(*args: Any, **kwargs: Any) -> Any:
+                return await self.call_async(func, *args, **kwargs)
+
+            return wrapped_async if inspect.iscoroutinefunction(func) else wrapped
+
+        return decorate(*call_args) if call_args else decorate
+
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """The block of a `with` statement as a call."""
@@ -176,6 +231,41 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         self._notify("before_call", None)
         with self._settling(lease):
             yield
+
+    def can_attempt(self) -> bool:
+        """Whether a call may start now; an open circuit whose time is over turns half-open.
+
+        True takes what the call needs: of a half-open circuit a permit. `record_success` or `record_failure`
+        of the same thread or asyncio task gives it back, and so does asking again; from a process that died
+        it comes back after `permit_lease`. So ask when you are about to call; `current_state` only looks.
+        """
+        if held := self._take_held():
+            self.guard.release(held.lease)
+        verdict = self.guard.admit(self._ask)
+        if isinstance(verdict, Go):
+            _held.set({**_held.get(), self: _Held(verdict.lease, time.perf_counter())})
+        return isinstance(verdict, Go)
+
+    def record_success(self) -> None:
+        """A call went well. Without `can_attempt` before it counts as a probe only where a permit is free."""
+        self._record(Kind.SUCCESS)
+
+    def record_failure(self, error: BaseException | None = None) -> None:
+        """A call failed. An error that says nothing about the service, as a 404, only gives back a permit."""
+        self._record(Kind.FAILURE if error is None else self._kind(error), error)
+
+    def get_status(self) -> dict[str, Any]:
+        """How the circuit stands, as JSON: `resilience.status.status` says what is in it. One round trip."""
+        return status(self, self.view)
+
+    def get_metrics(self) -> dict[str, Any]:
+        """The four figures that are watched: state, failure_count, error_rate, time_until_retry_s."""
+        return metrics(self.view)
+
+    def on_transition(self, callback: Callback) -> Callback:
+        """Call a function with each `Transition` that this process causes. Works as a decorator."""
+        self._callbacks.append(callback)
+        return callback
 
     def open(self) -> bool:
         """Open the circuit for its usual time."""
@@ -187,16 +277,29 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         self._move(CircuitState.HALF_OPEN)
 
     def close(self) -> None:
-        """Close the circuit and forget its failures."""
+        """Close the circuit and forget its failures; its statistics stay. Ends a forced state, too."""
         self._move(CircuitState.CLOSED)
 
-    def force(self, state: CircuitState, until: datetime | None = None) -> None:
-        """Hold the circuit forced open or disabled, whatever the calls say, until then or until closed."""
-        self._move(state, 0 if until is None else round(until.timestamp() * 1e6))
+    reset = close
 
-    def notify_transition(self, old: CircuitState, new: CircuitState) -> None:
-        """Tell the listeners of a transition."""
-        self._notify("state_change", StateName(old.value), StateName(new.value))
+    def force(self, state: CircuitState, *, by: str, why: str, until: datetime | None = None) -> None:
+        """Hold the circuit forced open or disabled, whatever the calls say, until then or until it is closed.
+
+        Without an end it is held for 30 days, if Redis is not lost: who needs more than that keeps it
+        elsewhere and gives the store a `recall`.
+        """
+        if state not in {CircuitState.FORCED_OPEN, CircuitState.DISABLED}:
+            raise ConfigurationError(f"a circuit is forced to be forced_open or disabled, not {state}")
+        for word, text in (("by", by), ("why", why)):
+            if not 0 < len(text.strip()) <= _WORDS_MOST:
+                raise ConfigurationError(f"{word}= takes 1 … {_WORDS_MOST} letters, not {len(text.strip())}")
+        self._move(state, by, why, 0 if until is None else round(until.timestamp() * 1e6))
+
+    def notify_transition(self, transition: Transition) -> None:
+        """Tell listeners and callbacks of a transition."""
+        self._notify("state_change", StateName(transition.old.value), StateName(transition.new.value))
+        for callback in self._callbacks:
+            self._shielded(callback, transition)
 
     def notify_result(self, kind: Kind, error: BaseException | None) -> None:
         """Tell the listeners how a call ended."""
@@ -206,24 +309,44 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
             self._notify("failure", error)
 
     def _notify(self, event: str, *args: Any, **kwargs: Any) -> None:
-        """A listener that fails must not change what becomes of the call."""
         for listener in self._listeners:
-            try:
-                getattr(listener, event)(self, *args, **kwargs)
-            except Exception:
-                log.exception("a listener of circuit %s failed", self.circuit)
+            self._shielded(getattr(listener, event), self, *args, **kwargs)
+
+    def _shielded(self, heard: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        """A listener that fails must not change what becomes of the call."""
+        try:
+            heard(*args, **kwargs)
+        except Exception:
+            log.exception("a listener of circuit %s failed", self.circuit)
 
     def _enter(self) -> Lease:
         verdict = self.guard.admit(self._ask)
+        if isinstance(verdict, Go):
+            return verdict.lease
+        raise self._refusal(verdict)
+
+    def _refusal(self, verdict: Verdict) -> CircuitOpenError:
         if isinstance(verdict, Refuse):
-            raise verdict.error()
-        if isinstance(verdict, Wait):
-            raise CircuitOpenError(
-                f"circuit {self.circuit} is half-open and all its permits are lent",
-                circuit=self.circuit,
-                retry_at=datetime.now(UTC) + timedelta(seconds=verdict.seconds),
-            )
-        return verdict.lease
+            return verdict.error()
+        assert isinstance(verdict, Wait)
+        return CircuitOpenError(
+            f"circuit {self.circuit} is half-open and all its permits are lent",
+            circuit=self.circuit,
+            retry_at=datetime.now(UTC) + timedelta(seconds=verdict.seconds),
+        )
+
+    def _take_held(self) -> _Held | None:
+        held = dict(_held.get())
+        mine = held.pop(self, None)
+        if mine:
+            _held.set(held)
+        return mine
+
+    def _record(self, kind: Kind, error: BaseException | None = None) -> None:
+        if held := self._take_held():
+            self._settle(held.lease, kind, time.perf_counter() - held.began, error)
+        else:
+            self._settle(self.guard.unasked(self._ask), kind, 0.0, error)
 
     @contextlib.contextmanager
     def _settling(self, lease: Lease) -> Iterator["_Outcome"]:
@@ -255,36 +378,19 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         with self._settling(lease):
             return (yield from items)
 
-    def _move(self, state: CircuitState, until_us: int = 0) -> None:
-        if change := self.guard.store.move(self.spec, state, until_us):
-            self.notify_transition(change.old, change.new)
+    def _move(
+        self, state: CircuitState, by: str | None = None, why: str = "by hand", until_us: int = 0
+    ) -> None:
+        move = Move(self.spec, state, by or this_process(), why, until_us)
+        if change := self.guard.store.move([move])[0]:
+            self.notify_transition(transition_of(self.circuit, change))
 
     def _change(self, **fields: Any) -> None:
-        policy = replace(
-            self._policy,
-            **fields,
-            half_open_calls=max(self._policy.half_open_calls, fields.get("half_open_successes", 1)),
-        )
-        self._policy = policy
+        self._policy = _widened(self._policy, **fields)
         self._respec()
 
     def _respec(self) -> None:
-        policy = self._policy
-        self.spec = CircuitSpec(
-            self.api,
-            self.circuit,
-            policy.failures or 0,
-            policy.rate or 0.0,
-            policy.window // _US,
-            policy.min_calls,
-            policy.open_for // _US,
-            policy.growth,
-            policy.open_max // _US,
-            policy.half_open_calls,
-            policy.half_open_successes,
-            policy.permit_lease // _US,
-            policy.slow_start_step // _US,
-        )
+        self.spec = _spec(self.api, self.circuit, self._policy)
 
 
 class _Outcome:
@@ -293,15 +399,42 @@ class _Outcome:
     handed_over = False
 
 
+def _spec(api: str, circuit: str, policy: BreakerPolicy) -> CircuitSpec:
+    return CircuitSpec(
+        api,
+        circuit,
+        policy.failures or 0,
+        policy.rate or 0.0,
+        policy.window // _US,
+        policy.min_calls,
+        policy.open_for // _US,
+        policy.growth,
+        policy.open_max // _US,
+        policy.half_open_calls,
+        policy.half_open_successes,
+        policy.permit_lease // _US,
+        policy.slow_start_step // _US,
+        slow_rate=policy.slow_rate or 0.0,
+        slow_us=policy.slow_after // _US if policy.slow_rate else 0,
+        throttles=policy.rate_limited_trips or 0,
+        throttles_fail=policy.count_rate_limited,
+        strict=policy.reopen_on == "first_failure",
+    )
+
+
 def _policy_from(
     fail_max: int | None, reset_timeout: float | None, success_threshold: int | None
 ) -> BreakerPolicy:
-    policy = BreakerPolicy()
-    successes = success_threshold or policy.half_open_successes
-    return replace(
-        policy,
-        failures=fail_max or policy.failures,
-        open_for=policy.open_for if reset_timeout is None else timedelta(seconds=reset_timeout),
-        half_open_successes=successes,
-        half_open_calls=max(policy.half_open_calls, successes),
-    )
+    named = {
+        "failures": fail_max,
+        "open_for": None if reset_timeout is None else timedelta(seconds=reset_timeout),
+        "half_open_successes": success_threshold,
+    }
+    return _widened(BreakerPolicy(), **{name: value for name, value in named.items() if value is not None})
+
+
+def _widened(policy: BreakerPolicy, **fields: Any) -> BreakerPolicy:
+    """A policy with other numbers; those that pybreaker does not name give way."""
+    calls = max(policy.half_open_calls, fields.get("half_open_successes", 1))
+    open_max = max(policy.open_max, fields.get("open_for", policy.open_max))
+    return replace(policy, **fields, half_open_calls=calls, open_max=open_max)

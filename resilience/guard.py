@@ -37,6 +37,7 @@ from resilience.store import (
     Grant,
     Kind,
     RateSpec,
+    Reading,
     Report,
     Request,
     Route,
@@ -71,13 +72,17 @@ _ROUTES_KEPT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One call that wants to start: the circuits and limits it has to pass, and its weight in the limits."""
+    """One call that wants to start: the circuits and limits it has to pass, and its weight in the limits.
+
+    A 429 holds back everybody who shares one of the limits; where there is no limit, those with this `gate`.
+    """
 
     api: str
     circuits: tuple["CircuitBreaker", ...]
     limits: tuple["RateLimiter", ...]
     weight: float = 1.0
     lane: Lane = Lane.LIVE
+    gate: str | None = "api"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +196,32 @@ def kind_of(error: BaseException | None) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A circuit went from one state to another. Told once in the whole fleet, to whoever caused it."""
+    """A circuit went from one state to another. Told once in the whole fleet, to whoever caused it.
+
+    `actor` is that process, or who did it by hand.
+    """
 
     circuit: str
     old: CircuitState
     new: CircuitState
     reason: str
     at: datetime
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitView:
-    """A circuit as it stands. `retry_at` is when it next changes by itself, if that is known."""
+    """A circuit as it stands. `retry_at` is when it next changes by itself, if that is known.
+
+    `reading` has everything else that the store knows of it.
+    """
 
     state: CircuitState
     retry_at: datetime | None
     free_permits: int
     failure_count: int
     success_count: int = 0
+    reading: Reading = field(default_factory=lambda: Reading(CircuitState.CLOSED), repr=False)
 
 
 class Guard:
@@ -242,6 +255,12 @@ class Guard:
         told = self._tell(lease.ask, changes) + self._tell(ask, answer.changes)
         return told, _verdict(ask, answer)
 
+    def unasked(self, ask: Ask) -> Lease:
+        """The lease of a call that was made without asking: what is said of it counts as far as it may."""
+        none = tuple(-1 for _ in ask.circuits)
+        grant = Grant(self._request(ask, None), 0, none, tuple(False for _ in none), (), ())
+        return Lease(ask, grant)
+
     def release(self, lease: Lease) -> None:
         """Nothing was sent: give back permits and seats, and the slots where they are the newest."""
         self.store.release(lease.grant)
@@ -250,19 +269,13 @@ class Guard:
         """How these circuits stand, by name; one never used, or lost with the store, reads closed."""
         readings = self.store.circuits([breaker.spec for breaker in breakers])
         return {
-            breaker.circuit: CircuitView(
-                reading.state,
-                _moment(reading.until_us) if reading.until_us else None,
-                reading.free_permits,
-                reading.failures,
-                reading.successes,
-            )
-            for breaker, reading in zip(breakers, readings, strict=True)
+            breaker.circuit: view_of(reading) for breaker, reading in zip(breakers, readings, strict=True)
         }
 
     def _request(self, ask: Ask, ticket: str | None) -> Request:
         specs = (
             ask.api,
+            ask.gate,
             *[breaker.spec for breaker in ask.circuits],
             *[limiter.spec for limiter in ask.limits],
         )
@@ -274,7 +287,7 @@ class Guard:
     def _lay(self, ask: Ask, specs: tuple[object, ...]) -> Route:
         if len(self._routes) >= _ROUTES_KEPT:
             self._routes.clear()
-        for spec in specs[1:]:
+        for spec in specs[2:]:
             assert isinstance(spec, CircuitSpec | RateSpec | SeatSpec)
             if spec.api != ask.api:
                 raise ConfigurationError(f"{spec.name} belongs to {spec.api}, but {ask.api} asks for it")
@@ -283,23 +296,19 @@ class Guard:
             tuple(spec for spec in specs if isinstance(spec, CircuitSpec)),
             tuple(spec for spec in specs if isinstance(spec, RateSpec)),
             tuple(spec for spec in specs if isinstance(spec, SeatSpec)),
+            ask.gate,
         )
         return route
 
     @staticmethod
     def _tell(ask: Ask, changes: tuple[Change, ...]) -> tuple[Transition, ...]:
-        for change in changes:
-            ask.circuits[change.index].notify_transition(change.old, change.new)
-        return tuple(
-            Transition(
-                ask.circuits[change.index].circuit,
-                change.old,
-                change.new,
-                change.reason,
-                _moment(change.at_us),
-            )
-            for change in changes
-        )
+        if not changes:
+            return ()
+        told = [(ask.circuits[change.index], change) for change in changes]
+        transitions = [(breaker, transition_of(breaker.circuit, change)) for breaker, change in told]
+        for breaker, transition in transitions:
+            breaker.notify_transition(transition)
+        return tuple(transition for _, transition in transitions)
 
     @staticmethod
     def _tell_result(ask: Ask, result: CallResult) -> None:
@@ -325,6 +334,7 @@ def _report(lease: Lease, result: CallResult) -> Report:
         result.kind,
         None if retry_after_s is None else round(retry_after_s * 1e6),
         tuple(_told(lease.ask, result.headers)) if result.headers else (),
+        round(result.latency_s * 1e6),
     )
 
 
@@ -335,6 +345,17 @@ def _told(ask: Ask, headers: Mapping[str, str]) -> Iterator[Told]:
         quota = quota_from(headers, limit)
         if quota is not None and quota.left is not None:
             yield Told(index, quota.left, round((quota.reset_s or 0.0) * 1e6))
+
+
+def view_of(reading: Reading) -> CircuitView:
+    """What the store says about a circuit, for people."""
+    until = _moment(reading.until_us) if reading.until_us else None
+    return CircuitView(reading.state, until, reading.free_permits, reading.failures, reading.good, reading)
+
+
+def transition_of(circuit: str, change: Change) -> Transition:
+    """A change as listeners hear it."""
+    return Transition(circuit, change.old, change.new, change.reason, _moment(change.at_us), change.actor)
 
 
 def _check_weight(route: Route, weight: float) -> None:

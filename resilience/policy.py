@@ -14,6 +14,7 @@ from resilience.headers import Dialect
 
 Per = Literal["api", "ip", "account", "endpoint", "symbol"] | Callable[[Any], str]
 Jitter = Literal["full", "equal", "decorrelated", "additive", "none"]
+ReopenOn = Literal["out_of_reach", "first_failure"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RATE = re.compile(r"^\s*(\d+)\s*/\s*(\d+)?\s*([smhd])\s*$")
@@ -21,6 +22,13 @@ _AT_ONCE = re.compile(r"^\s*(\d+)\s+at\s+once\s*$")
 
 _ATTEMPTS = 4
 _STEPS = 62  # more doublings than any cap needs, and fewer than a float holds
+
+
+_MOMENT, _AGES = timedelta(milliseconds=1), timedelta(days=366)
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 class Lane(StrEnum):
@@ -34,12 +42,19 @@ class Lane(StrEnum):
 class BreakerPolicy:
     """When a circuit opens, for how long, and what closes it again.
 
-    It opens at `failures` consecutive failures, or when the share of failures over `window` reaches
-    `rate` with at least `min_calls` calls; either rule may be None. It stays open for `open_for`,
-    times `growth` for every recovery that failed, `open_max` at most. Half-open lends `half_open_calls`
-    permits to the whole fleet at a time, each for `permit_lease` so that a killed prober frees its own;
-    `half_open_successes` close it, and it opens again as soon as that many are out of reach.
+    It opens at `failures` consecutive failures, or when the share of failures over `window` reaches `rate`
+    with at least `min_calls` calls, or when the share of calls that took longer than `slow_after` reaches
+    `slow_rate`; a rule may be None. It stays open for `open_for`, times `growth` for every recovery that
+    failed, `open_max` at most; where the server named a longer wait, for that.
+
+    Half-open lends `half_open_calls` permits to the whole fleet at a time, each for `permit_lease` so that a
+    killed prober frees its own; `half_open_successes` close it. It opens again as soon as that many are out
+    of reach, or at the first failed probe with `reopen_on="first_failure"`; a slow probe has failed.
     After closing, the limits run at 25 % and 50 % for one `slow_start_step` each.
+
+    A 429 that names no wait is a failure. One that names a wait is the limiter's business, but from the
+    `rate_limited_trips`-th in a row on, each after the wait before was over, it is a failure too (None:
+    never). With `count_rate_limited` every 429 is one.
     """
 
     failures: int | None = 5
@@ -53,21 +68,39 @@ class BreakerPolicy:
     half_open_successes: int = 2
     permit_lease: timedelta = timedelta(seconds=35)
     slow_start_step: timedelta = timedelta(seconds=5)
+    slow_rate: float | None = None
+    slow_after: timedelta = timedelta(seconds=10)
+    reopen_on: ReopenOn = "out_of_reach"
+    rate_limited_trips: int | None = 3
+    count_rate_limited: bool = False
 
     def __post_init__(self) -> None:
-        if self.failures is None and self.rate is None:
+        if self.failures is None and self.rate is None and self.slow_rate is None:
             raise ConfigurationError(
-                "a BreakerPolicy needs `failures` or `rate`: without both it never opens"
+                "a BreakerPolicy needs `failures`, `rate` or `slow_rate`: without them it never opens"
             )
-        if self.failures is not None and self.failures < 1:
-            raise ConfigurationError(f"BreakerPolicy.failures is {self.failures}, but has to be at least 1")
-        if self.rate is not None and not 0 < self.rate <= 1:
-            raise ConfigurationError(f"BreakerPolicy.rate is {self.rate}, but has to lie in 0 … 1")
-        if not 1 <= self.half_open_successes <= self.half_open_calls:
-            raise ConfigurationError(
-                f"BreakerPolicy.half_open_successes is {self.half_open_successes}, but has to lie in "
-                f"1 … half_open_calls ({self.half_open_calls})"
-            )
+        for name in ("failures", "rate_limited_trips", "min_calls", "half_open_calls", "half_open_successes"):
+            self._need(name, _is_count, "a whole number of at least 1")
+        for name in ("rate", "slow_rate"):
+            self._need(name, lambda share: 0 < share <= 1, "above 0 and at most 1")
+        for name in ("window", "open_for", "permit_lease", "slow_after"):
+            self._need(name, lambda span: _MOMENT <= span <= _AGES, "1 millisecond … 366 days")
+        self._need("slow_start_step", lambda step: timedelta() <= step <= _AGES, "0 … 366 days")
+        self._need("growth", lambda growth: 1 <= growth <= 1000, "1 … 1000")
+        longest = f"at least open_for ({self.open_for}) and at most 366 days"
+        self._need("open_max", lambda span: self.open_for <= span <= _AGES, longest)
+        calls = self.half_open_calls
+        self._need(
+            "half_open_successes",
+            lambda n: n <= calls,
+            f"at most half_open_calls ({calls}), or it never closes",
+        )
+        self._need("reopen_on", lambda word: word in get_args(ReopenOn), " or ".join(get_args(ReopenOn)))
+
+    def _need(self, name: str, holds: Callable[[Any], bool], allowed: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise ConfigurationError(f"BreakerPolicy.{name} is {value}, but has to be {allowed}")
 
 
 @dataclass(frozen=True, slots=True)

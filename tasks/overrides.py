@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from resilience.errors import ConfigurationError
-from resilience.policy import BreakerPolicy, Jitter, Limit, RetryPolicy
+from resilience.policy import BreakerPolicy, Jitter, Limit, ReopenOn, RetryPolicy
 
 # A check returns what is allowed when the value is not, and None when it is.
 Check = Callable[[Any], str | None]
@@ -129,6 +129,10 @@ def _period(value: Any) -> str | None:
     return None if good else "a period like '30s', '1m', '6h' or '1d'"
 
 
+def _truth(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
 def _one_of(*words: str) -> Check:
     return lambda value: None if value in words else f"one of {', '.join(words)}"
 
@@ -145,6 +149,11 @@ _BREAKER: dict[str, Check] = {
     "half_open_successes": _whole,
     "permit_lease_s": _number,
     "slow_start_step_s": _number,
+    "slow_rate": _share,
+    "slow_after_s": _number,
+    "reopen_on": _one_of(*get_args(ReopenOn)),
+    "rate_limited_trips": _whole,
+    "count_rate_limited": _truth,
 }
 _RETRY: dict[str, Check] = {
     "attempts": _whole,

@@ -3,7 +3,9 @@
 Times are integers of microseconds on the store's own clock, so that every store computes the same.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -23,6 +25,8 @@ GATE_LEAST_US = 1_000_000  # a 429 that asks for no wait at all
 GATE_FIRST_US = 60_000_000  # a 429 that names no wait; doubles while they go on
 GATE_MOST_US = 900_000_000
 SLICES = 10  # the failure rate's window slides in this many steps
+EVENTS_KEPT = 1000  # transitions of one API, more or less
+FORCED_US = 30 * DAY_US  # how long an override without an end is kept
 
 
 class CircuitState(StrEnum):
@@ -45,9 +49,14 @@ class Kind(StrEnum):
     BANNED = "banned"
 
 
+def this_process() -> str:
+    """Who acts, as transitions name it: host and pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 @dataclass(frozen=True, eq=False)
 class CircuitSpec:
-    """A circuit as the store sees it: a `BreakerPolicy` in numbers. `failures` or `rate` 0 is off."""
+    """A circuit as the store sees it: a `BreakerPolicy` in numbers; a rule or a time that is 0 is off."""
 
     api: str
     name: str
@@ -62,6 +71,11 @@ class CircuitSpec:
     successes: int
     lease_us: int
     step_us: int
+    slow_rate: float = 0.0
+    slow_us: int = 0
+    throttles: int = 0
+    throttles_fail: bool = False
+    strict: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -136,12 +150,13 @@ class Route:
     circuits: tuple[CircuitSpec, ...]
     rates: tuple[RateSpec, ...]
     seats: tuple[SeatSpec, ...]
+    gate: str | None = "api"
 
     @cached_property
     def gates(self) -> tuple[str, ...]:
-        """Whom a 429 silences: every sharer of a limit; where there is no limit, the API."""
+        """Whom a 429 silences: every sharer of a limit; where there is no limit, the gate's, if any."""
         sharers = [spec.sharer for spec in self.rates] + [spec.sharer for spec in self.seats]
-        return tuple(dict.fromkeys(sharers)) or ("api",)
+        return tuple(dict.fromkeys(sharers)) or ((self.gate,) if self.gate else ())
 
     @cached_property
     def gate_keys(self) -> tuple[str, ...]:
@@ -169,6 +184,7 @@ class Change:
     new: CircuitState
     reason: str
     at_us: int
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,23 +239,88 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a granted call ended, and what the server said of its limits."""
+    """How a granted call ended, and what the server said of its limits.
+
+    A grant whose eras are -1 was never asked for: the call counts for the circuits as they stand, and as a
+    probe where a permit is free.
+    """
 
     grant: Grant
     kind: Kind
     retry_after_us: int | None = None
     told: tuple[Told, ...] = ()
+    latency_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A circuit as it stands; `until_us` is 0 where no end is known."""
+    """A circuit as it stands; `until_us` is 0 where no end is known, and so is a time that never was.
+
+    `good` and `bad` are the probes since it is half-open; `calls`, `failed` and `slow` those of the window.
+    What begins with `total` or `last` is counted since the circuit is known. `now_us` is when it stood so.
+    """
 
     state: CircuitState
-    until_us: int
-    free_permits: int
-    failures: int
-    successes: int
+    until_us: int = 0
+    free_permits: int = 0
+    failures: int = 0
+    good: int = 0
+    bad: int = 0
+    open_us: int = 0
+    calls: int = 0
+    failed: int = 0
+    slow: int = 0
+    total_successes: int = 0
+    total_failures: int = 0
+    total_opens: int = 0
+    total_recovered: int = 0
+    total_relapsed: int = 0
+    total_open_us: int = 0
+    last_open_us: int = 0
+    last_failure_us: int = 0
+    last_change_us: int = 0
+    forced_by: str = ""
+    forced_why: str = ""
+    forced_since_us: int = 0
+    now_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What somebody decided a circuit has to be, `until_us` or (0) until it is lifted."""
+
+    state: CircuitState
+    by: str
+    why: str
+    until_us: int = 0
+
+
+# What was decided about a circuit, by its API and name. A store asks when it finds nothing about the circuit.
+Recall = Callable[[str, str], Override | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Put a circuit into a state by hand."""
+
+    spec: CircuitSpec
+    state: CircuitState
+    by: str
+    why: str
+    until_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A transition as the store keeps it; a later one has a larger `id`."""
+
+    id: str
+    circuit: str
+    old: CircuitState
+    new: CircuitState
+    reason: str
+    at_us: int
+    actor: str
 
 
 class Store(Protocol):
@@ -260,8 +341,14 @@ class Store(Protocol):
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
         """How the circuits stand; one never used, or lost, reads closed."""
 
-    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
-        """Put a circuit into a state by hand; None where it was in it already."""
+    def move(self, moves: Sequence[Move]) -> list[Change | None]:
+        """Put circuits into states by hand; None for each that was in it already."""
+
+    def events(self, api: str, after: str = "0-0") -> list[Event]:
+        """The transitions of an API's circuits after the event of this id, oldest first.
+
+        About a thousand are kept, and none longer than a day after the last.
+        """
 
     def retry(self, spec: RetrySpec, earned_us: int) -> bool:
         """Add what first calls have earned, and take a retry out of the budget if it holds one."""

@@ -1,10 +1,14 @@
 """The circuit of the memory store: what it counts, and when it turns from one state to another."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from resilience.store import (
+    EVENTS_KEPT,
+    GATE_LEAST_US,
     PERMIT_WAIT_US,
     SLICES,
     Change,
@@ -12,11 +16,32 @@ from resilience.store import (
     CircuitState,
     Delay,
     Denial,
+    Event,
     Kind,
+    Move,
     Reading,
+    Recall,
     Report,
     Request,
 )
+
+_BLOCKING = {CircuitState.OPEN, CircuitState.FORCED_OPEN}
+_FORCED = {CircuitState.FORCED_OPEN, CircuitState.DISABLED}
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a circuit counts for people; nothing is decided by it."""
+
+    successes: int = 0
+    failures: int = 0
+    opens: int = 0
+    recovered: int = 0
+    relapsed: int = 0
+    open_us: int = 0
+    opened_us: int = 0
+    failed_us: int = 0
+    changed_us: int = 0
 
 
 @dataclass(slots=True)
@@ -24,6 +49,7 @@ class Circuit:
     """An era is the time between two transitions: what a call of an earlier era says comes too late."""
 
     state: CircuitState = CircuitState.CLOSED
+    known: bool = False
     era: int = 0
     failures: int = 0
     until_us: int = 0
@@ -31,26 +57,45 @@ class Circuit:
     closed_us: int = 0
     good: int = 0
     bad: int = 0
-    slices: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    throttles: int = 0
+    quiet_us: int = 0
+    slices: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     permits: dict[str, int] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
+    forced: tuple[str, str, int] = ("", "", 0)
 
-    def turn(self, state: CircuitState, reason: str, now: int, index: int = 0) -> Change:
-        change = Change(index, self.state, state, reason, now)
-        self.state, self.era = state, self.era + 1
-        self.good = self.bad = 0
-        self.slices.clear()
+    def turn(self, state: CircuitState, until_us: int, reason: str, turning: "Turning") -> None:
+        now, figures = turning.now, self.figures
+        turning.tell(self.state, state, reason)
+        figures.open_us += self.open_time(now)
+        if state is not self.state and state in _BLOCKING:
+            figures.opens += 1
+            figures.opened_us = now
+        elif state is CircuitState.CLOSED:
+            self.slices.clear()
+        figures.changed_us = now
+        self.state, self.era, self.until_us, self.known = state, self.era + 1, until_us, True
+        self.good = self.bad = self.throttles = 0
         self.permits.clear()
-        return change
 
-    def wake(self, now: int, index: int = 0) -> Change | None:
+    def wake(self, turning: "Turning") -> None:
         """Nobody watches the clock: who asks first after the time is over moves the circuit on."""
-        if not 0 < self.until_us <= now:
-            return None
-        self.until_us = 0
+        if not self.is_over(turning.now):
+            return
         if self.state is CircuitState.OPEN:
-            return self.turn(CircuitState.HALF_OPEN, "open time over", now, index)
+            self.turn(CircuitState.HALF_OPEN, 0, "open time over", turning)
+            return
         self.failures = self.open_us = self.closed_us = 0
-        return self.turn(CircuitState.CLOSED, "override over", now, index)
+        self.turn(CircuitState.CLOSED, 0, "override over", turning)
+
+    def is_over(self, now: int) -> bool:
+        return 0 < self.until_us <= now
+
+    def open_time(self, now: int) -> int:
+        """How long it has been open, if it is; its time may have been over before anybody asked."""
+        if self.state not in _BLOCKING:
+            return 0
+        return max(0, min(self.until_us or now, now) - self.figures.changed_us)
 
     def free_permits(self, spec: CircuitSpec, now: int) -> int:
         self.permits = {id_: end for id_, end in self.permits.items() if end > now}
@@ -63,78 +108,202 @@ class Circuit:
         since_us = now - self.closed_us
         return 4 if since_us < spec.step_us else 2 if since_us < 2 * spec.step_us else 1
 
-    def open(self, spec: CircuitSpec, reason: str, now: int, index: int) -> Change:
-        """Open longer than the last time, unless the circuit had closed for good since."""
-        recovering = self.state is CircuitState.HALF_OPEN or self.slowdown(spec, now) > 1
+    def learn(self, spec: CircuitSpec, call: "Call", turning: "Turning") -> None:
+        """A call of an earlier era, or one whose permit has run out, is counted and says nothing else."""
+        current = self._is_current(spec, call, turning.now)
+        if call.kind is Kind.THROTTLED and not current:
+            return
+        failed = self._has_failed(spec, call, turning.now)
+        if failed is None:
+            return
+        if not current:
+            self._add(failed=failed) if self.known else None
+            return
+        if failed:
+            self.failures += 1
+        elif self.state is not CircuitState.HALF_OPEN:
+            self.failures = 0
+        self._count(spec, turning.now, failed=failed, slow=call.slow)
+        if self.state is CircuitState.HALF_OPEN:
+            self._learn_from_probe(spec, call, turning, bad=failed or call.slow)
+        elif self.state is CircuitState.CLOSED:
+            self._learn_from_call(spec, call, turning, failed=failed)
+
+    def window(self, spec: CircuitSpec, now: int) -> tuple[int, int, int]:
+        """Calls, failures and slow calls of the window."""
+        newest = now // (spec.window_us // SLICES)
+        recent = [slice_ for slice_ in self.slices.values() if slice_[0] > newest - SLICES]
+        calls, failures, slow = (sum(slice_[part] for slice_ in recent) for part in (1, 2, 3))
+        return calls, failures, slow
+
+    def _is_current(self, spec: CircuitSpec, call: "Call", now: int) -> bool:
+        if call.permit:
+            return self.permits.pop(call.id, 0) > now and call.era == self.era
+        if call.era >= 0:
+            return call.era == self.era
+        return self.state is not CircuitState.HALF_OPEN or self.free_permits(spec, now) > 0
+
+    def _has_failed(self, spec: CircuitSpec, call: "Call", now: int) -> bool | None:
+        """Whether the call failed; None where it says nothing about the service."""
+        if call.kind in {Kind.SUCCESS, Kind.FAILURE}:
+            return call.kind is Kind.FAILURE
+        if call.kind is not Kind.THROTTLED:
+            return None
+        named = call.retry_after_us is not None and not spec.throttles_fail
+        return True if not named or self._throttled_for_long(spec, call, now) else None
+
+    def _throttled_for_long(self, spec: CircuitSpec, call: "Call", now: int) -> bool:
+        """A 429 that names a wait is the limiter's business, unless they go on after the wait was over."""
+        if not spec.throttles or call.started_us < self.quiet_us:
+            return False
+        self.throttles += 1
+        self.quiet_us = now + max(call.retry_after_us or 0, GATE_LEAST_US)
+        return self.throttles >= spec.throttles
+
+    def _add(self, *, failed: bool) -> None:
+        self.figures.failures += failed
+        self.figures.successes += not failed
+
+    def _count(self, spec: CircuitSpec, now: int, *, failed: bool, slow: bool) -> None:
+        """Count a call; slices are reused in a ring."""
+        self._add(failed=failed)
+        if failed:
+            self.figures.failed_us = now
+        else:
+            self.throttles = 0
+        tick = now // (spec.window_us // SLICES)
+        kept, calls, failures, slows = self.slices.get(tick % SLICES, (tick, 0, 0, 0))
+        if kept != tick:
+            calls = failures = slows = 0
+        self.slices[tick % SLICES] = (tick, calls + 1, failures + failed, slows + slow)
+
+    def _open(self, spec: CircuitSpec, reason: str, call: "Call", turning: "Turning") -> None:
+        """Longer than the last time, unless it had closed for good since; a server's longer wait wins."""
+        recovering = self.state is CircuitState.HALF_OPEN or self.slowdown(spec, turning.now) > 1
         grown = math.floor(self.open_us * spec.growth) if recovering and self.open_us else spec.open_us
         self.open_us = min(grown, spec.open_max_us)
-        self.until_us = now + self.open_us
-        return self.turn(CircuitState.OPEN, reason, now, index)
+        until_us = turning.now + max(self.open_us, call.retry_after_us or 0)
+        self.turn(CircuitState.OPEN, until_us, reason, turning)
 
-    def close(self, reason: str, now: int, index: int) -> Change:
-        self.failures = self.until_us = 0
-        self.closed_us = now
-        return self.turn(CircuitState.CLOSED, reason, now, index)
+    def _learn_from_probe(self, spec: CircuitSpec, call: "Call", turning: "Turning", *, bad: bool) -> None:
+        self.bad += bad
+        self.good += not bad
+        if bad and (spec.strict or spec.probes - self.bad < spec.successes):
+            self.figures.relapsed += 1
+            self._open(spec, "probes failed", call, turning)
+        elif self.good >= spec.successes:
+            self.figures.recovered += 1
+            self.failures, self.closed_us = 0, turning.now
+            self.turn(CircuitState.CLOSED, 0, "probes succeeded", turning)
 
-    def learn(self, spec: CircuitSpec, *, failed: bool, now: int, index: int) -> Change | None:
-        if self.state is CircuitState.HALF_OPEN:
-            return self._learn_from_probe(spec, failed=failed, now=now, index=index)
-        if self.state is CircuitState.CLOSED:
-            return self._learn_from_call(spec, failed=failed, now=now, index=index)
-        return None
+    def _learn_from_call(self, spec: CircuitSpec, call: "Call", turning: "Turning", *, failed: bool) -> None:
+        if not (failed or call.slow):
+            return
+        calls, failures, slow = self.window(spec, turning.now)
+        if failed and spec.failures and self.failures >= spec.failures:
+            self._open(spec, "consecutive failures", call, turning)
+        elif calls < spec.min_calls:
+            return
+        elif failed and spec.rate and failures >= spec.rate * calls:
+            self._open(spec, "failure rate", call, turning)
+        elif call.slow and spec.slow_rate and slow >= spec.slow_rate * calls:
+            self._open(spec, "slow calls", call, turning)
 
-    def _learn_from_probe(self, spec: CircuitSpec, *, failed: bool, now: int, index: int) -> Change | None:
-        if failed:
-            self.bad += 1
-            self.failures += 1
-            if spec.probes - self.bad < spec.successes:
-                return self.open(spec, "probes failed", now, index)
-            return None
-        self.good += 1
-        return self.close("probes succeeded", now, index) if self.good >= spec.successes else None
 
-    def _learn_from_call(self, spec: CircuitSpec, *, failed: bool, now: int, index: int) -> Change | None:
-        self.failures = self.failures + 1 if failed else 0
-        calls, failures = self._count(spec, failed=failed, now=now) if spec.rate else (0, 0)
-        if not failed:
-            return None
-        if spec.failures and self.failures >= spec.failures:
-            return self.open(spec, "consecutive failures", now, index)
-        if spec.rate and calls >= spec.min_calls and failures >= spec.rate * calls:
-            return self.open(spec, "failure rate", now, index)
-        return None
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one circuit is told of a call's end."""
 
-    def _count(self, spec: CircuitSpec, *, failed: bool, now: int) -> tuple[int, int]:
-        """Count a call; after a failure, say how many the window holds. Slices are reused in a ring."""
-        tick = now // (spec.window_us // SLICES)
-        kept, calls, failures = self.slices.get(tick % SLICES, (tick, 0, 0))
-        if kept != tick:
-            calls = failures = 0
-        self.slices[tick % SLICES] = (tick, calls + 1, failures + failed)
-        if not failed:
-            return 0, 0
-        recent = [slice_ for slice_ in self.slices.values() if slice_[0] > tick - SLICES]
-        return sum(slice_[1] for slice_ in recent), sum(slice_[2] for slice_ in recent)
+    id: str
+    kind: Kind
+    started_us: int
+    era: int
+    permit: bool
+    slow: bool
+    retry_after_us: int | None
+
+    @classmethod
+    def of(cls, report: Report, index: int, spec: CircuitSpec) -> Self:
+        grant = report.grant
+        return cls(
+            grant.request.id,
+            report.kind,
+            grant.started_us,
+            grant.eras[index],
+            grant.permits[index],
+            is_slow(spec, report),
+            report.retry_after_us,
+        )
+
+
+def is_slow(spec: CircuitSpec, report: Report) -> bool:
+    """Whether a call took longer than the circuit's policy has it."""
+    return 0 < spec.slow_us < report.latency_us
+
+
+@dataclass(slots=True)
+class Turning:
+    """Where and when circuits turn from one state to another, and what became of it."""
+
+    now: int
+    actor: str
+    log: "Log"
+    spec: CircuitSpec | None = None
+    index: int = 0
+    changes: list[Change] = field(default_factory=list)
+
+    def at(self, index: int, spec: CircuitSpec) -> Self:
+        self.index, self.spec = index, spec
+        return self
+
+    def tell(self, old: CircuitState, new: CircuitState, reason: str) -> None:
+        assert self.spec
+        self.changes.append(Change(self.index, old, new, reason, self.now, self.actor))
+        if old is not new:
+            self.log.add(self.spec, self.changes[-1])
+
+
+class Log:
+    """The newest transitions of each API."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._events: dict[str, deque[Event]] = {}
+
+    def add(self, spec: CircuitSpec, change: Change) -> None:
+        self._count += 1
+        event = Event(
+            f"0-{self._count}", spec.name, change.old, change.new, change.reason, change.at_us, change.actor
+        )
+        self._events.setdefault(spec.api, deque(maxlen=EVENTS_KEPT)).append(event)
+
+    def after(self, api: str, id_: str) -> list[Event]:
+        last = int(id_.rpartition("-")[2])
+        return [event for event in self._events.get(api, ()) if int(event.id[2:]) > last]
 
 
 class CircuitTable:
     """All circuits of a memory store, by their keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, actor: str, recall: Recall | None) -> None:
+        self.log = Log()
+        self._actor, self._recall = actor, recall
         self._circuits: dict[str, Circuit] = {}
 
     def of(self, spec: CircuitSpec) -> Circuit:
         return self._circuits.get(spec.key) or self._circuits.setdefault(spec.key, Circuit())
 
     def wake(self, specs: Sequence[CircuitSpec], now: int) -> tuple[Change, ...]:
-        changes = (self.of(spec).wake(now, index) for index, spec in enumerate(specs))
-        return tuple(change for change in changes if change)
+        turning = Turning(now, self._actor, self.log)
+        for index, spec in enumerate(specs):
+            self._recalled(spec, now).wake(turning.at(index, spec))
+        return tuple(turning.changes)
 
     def refusal(self, request: Request, now: int) -> Denial | Delay | None:
         """Why the circuits do not let this call start, if they do not."""
         circuits = [(self.of(spec), spec) for spec in request.route.circuits]
         for index, (circuit, spec) in enumerate(circuits):
-            if circuit.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}:
+            if circuit.state in _BLOCKING:
                 until = circuit.until_us or now + spec.open_us
                 return Denial(index, circuit.state.value, until, circuit.failures)
         for circuit, spec in circuits:
@@ -161,35 +330,56 @@ class CircuitTable:
             self.of(spec).permits.pop(id_, None)
 
     def learn(self, report: Report, now: int) -> tuple[Change, ...]:
-        specs = report.grant.request.route.circuits
-        changes = (self._learn(report, index, spec, now) for index, spec in enumerate(specs))
-        return tuple(change for change in changes if change)
-
-    def _learn(self, report: Report, index: int, spec: CircuitSpec, now: int) -> Change | None:
-        grant, circuit = report.grant, self.of(spec)
-        if grant.permits[index] and circuit.permits.pop(grant.request.id, 0) <= now:
-            return None
-        if grant.eras[index] != circuit.era or report.kind not in {Kind.SUCCESS, Kind.FAILURE}:
-            return None
-        return circuit.learn(spec, failed=report.kind is Kind.FAILURE, now=now, index=index)
+        turning = Turning(now, self._actor, self.log)
+        for index, spec in enumerate(report.grant.request.route.circuits):
+            self.of(spec).learn(spec, Call.of(report, index, spec), turning.at(index, spec))
+        return tuple(turning.changes)
 
     def read(self, spec: CircuitSpec, now: int) -> Reading:
-        circuit = self.of(spec)
-        over = 0 < circuit.until_us <= now
-        if not over:
-            free = circuit.free_permits(spec, now) if circuit.state is CircuitState.HALF_OPEN else 0
-            return Reading(circuit.state, circuit.until_us, free, circuit.failures, circuit.good)
-        if circuit.state is CircuitState.OPEN:
-            return Reading(CircuitState.HALF_OPEN, 0, spec.probes, circuit.failures, 0)
-        return Reading(CircuitState.CLOSED, 0, 0, 0, 0)
+        """Nobody watches the clock: a state whose time is over has changed when it was over."""
+        circuit = self._recalled(spec, now)
+        figures, over = circuit.figures, circuit.is_over(now)
+        totals = (
+            *(figures.successes, figures.failures, figures.opens, figures.recovered, figures.relapsed),
+            *(figures.open_us + circuit.open_time(now), figures.opened_us, figures.failed_us),
+            circuit.until_us if over else figures.changed_us,
+        )
+        forced = circuit.forced if circuit.state in _FORCED and not over else ("", "", 0)
+        standing = self._standing(circuit, spec, now)
+        seen: list[Any] = [*standing, *circuit.window(spec, now), *totals, *forced, now]
+        return Reading(*seen)
 
-    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int, now: int) -> Change | None:
-        circuit = self.of(spec)
-        if state is CircuitState.OPEN:
+    @staticmethod
+    def _standing(circuit: Circuit, spec: CircuitSpec, now: int) -> tuple[Any, ...]:
+        if not circuit.known:
+            return CircuitState.CLOSED, 0, 0, circuit.failures, 0, 0, 0
+        if not circuit.is_over(now):
+            free = circuit.free_permits(spec, now) if circuit.state is CircuitState.HALF_OPEN else 0
+            probed = circuit.good, circuit.bad
+            return circuit.state, circuit.until_us, free, circuit.failures, *probed, circuit.open_us
+        if circuit.state is CircuitState.OPEN:
+            return CircuitState.HALF_OPEN, 0, spec.probes, circuit.failures, 0, 0, circuit.open_us
+        return CircuitState.CLOSED, 0, 0, 0, 0, 0, 0
+
+    def move(self, move: Move, now: int) -> Change | None:
+        circuit, spec, until_us = self.of(move.spec), move.spec, move.until_us
+        if move.state is CircuitState.OPEN:
             circuit.open_us = spec.open_us
             until_us = until_us or now + spec.open_us
-        if state is CircuitState.CLOSED:
+        elif move.state is CircuitState.CLOSED:
             circuit.failures = circuit.open_us = circuit.closed_us = 0
-        circuit.until_us = until_us
-        change = circuit.turn(state, "by hand", now)
-        return change if change.old is not state else None
+        turning = Turning(now, move.by, self.log).at(0, spec)
+        circuit.turn(move.state, until_us, move.why, turning)
+        if move.state in _FORCED:
+            circuit.forced = move.by, move.why, now
+        change = turning.changes[0]
+        return change if change.old is not change.new else None
+
+    def _recalled(self, spec: CircuitSpec, now: int) -> Circuit:
+        """The circuit, brought into the state that was decided before it was lost."""
+        circuit = self.of(spec)
+        if self._recall and not circuit.known:
+            if decided := self._recall(spec.api, spec.name):
+                self.move(Move(spec, decided.state, decided.by, decided.why, decided.until_us), now)
+            circuit.known = True
+        return circuit

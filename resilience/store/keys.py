@@ -13,6 +13,16 @@ def permits(api: str, name: str) -> str:
     return f"{_PREFIX}:{{{api}}}:permits:{name}"
 
 
+def override(api: str, name: str) -> str:
+    """Hash: who forced a circuit, and why."""
+    return f"{_PREFIX}:{{{api}}}:override:{name}"
+
+
+def events(api: str) -> str:
+    """Stream: the transitions of an API's circuits."""
+    return f"{_PREFIX}:{{{api}}}:events"
+
+
 def bucket(api: str, name: str, sharer: str) -> str:
     """Hash: a rate limit as the times to which it is used up."""
     return f"{_PREFIX}:{{{api}}}:bucket:{name}:{sharer}"

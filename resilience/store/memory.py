@@ -20,18 +20,21 @@ from resilience.store import (
     Answer,
     Change,
     CircuitSpec,
-    CircuitState,
     Delay,
+    Event,
     Grant,
     Kind,
+    Move,
     RateSpec,
     Reading,
+    Recall,
     Report,
     Request,
     RetrySpec,
     Route,
     SeatSpec,
     Told,
+    this_process,
 )
 from resilience.store.circuit import CircuitTable
 
@@ -89,10 +92,16 @@ class _Need:
 class MemoryStore:
     """The shared state of one process. Thread-safe; nothing here waits or does I/O."""
 
-    def __init__(self, *, now_us: Callable[[], int] = wall_clock_us) -> None:
+    def __init__(
+        self,
+        *,
+        recall: Recall | None = None,
+        actor: str | None = None,
+        now_us: Callable[[], int] = wall_clock_us,
+    ) -> None:
         self._now_us = now_us
         self._lock = Lock()
-        self._circuits = CircuitTable()
+        self._circuits = CircuitTable(actor or this_process(), recall)
         self._buckets: dict[str, _Bucket] = {}
         self._gates: dict[str, _Gate] = {}
         self._seats: dict[str, dict[str, int]] = {}
@@ -136,10 +145,16 @@ class MemoryStore:
             now = self._now_us()
             return [self._circuits.read(spec, now) for spec in specs]
 
-    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
+    def move(self, moves: Sequence[Move]) -> list[Change | None]:
         """See `Store.move`."""
         with self._lock:
-            return self._circuits.move(spec, state, until_us, self._now_us())
+            now = self._now_us()
+            return [self._circuits.move(move, now) for move in moves]
+
+    def events(self, api: str, after: str = "0-0") -> list[Event]:
+        """See `Store.events`."""
+        with self._lock:
+            return self._circuits.log.after(api, after)
 
     def retry(self, spec: RetrySpec, earned_us: int) -> bool:
         """See `Store.retry`."""
@@ -220,7 +235,7 @@ class MemoryStore:
     def _slots(self, request: Request, now: int) -> dict[str, int]:
         """The slots of a ticket, unless it is unknown or a gate has closed since."""
         ticket = self._tickets.get(request.ticket) if request.ticket else None
-        closed = max(self._gate(key).closed_us for key in request.route.gate_keys)
+        closed = max((self._gate(key).closed_us for key in request.route.gate_keys), default=0)
         if ticket is None or ticket.end_us <= now or ticket.issued_us <= closed:
             return {}
         return ticket.slots

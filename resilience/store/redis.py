@@ -9,6 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ from resilience import store
 from resilience.errors import StoreUnavailableError
 from resilience.store import (
     DAY_US,
+    FORCED_US,
     SLICES,
     Answer,
     Change,
@@ -31,16 +33,21 @@ from resilience.store import (
     CircuitState,
     Delay,
     Denial,
+    Event,
     Grant,
+    Move,
     RateSpec,
     Reading,
+    Recall,
     Report,
     Request,
     RetrySpec,
     Route,
     Told,
     keys,
+    this_process,
 )
+from resilience.store.circuit import is_slow
 from resilience.store.memory import cost_of, used_up_in
 
 _CONSTANTS = (
@@ -52,6 +59,7 @@ _CONSTANTS = (
     "GATE_LEAST_US",
     "GATE_FIRST_US",
     "GATE_MOST_US",
+    "EVENTS_KEPT",
 )
 _DAY_MS = DAY_US // 1000
 _STATES = {state.value.encode(): state for state in CircuitState}
@@ -85,7 +93,7 @@ class _Script(NamedTuple):
 def _compose(parts: Sequence[str], call: str) -> _Script:
     """A script is the constants of `resilience.store`, its parts one after the other, and a call."""
     constants = [f"local {name} = {getattr(store, name)}" for name in _CONSTANTS]
-    constants.append(f"local DAY_MS = {_DAY_MS}")
+    constants.append(f"local DAY_MS, FORCED_MS = {_DAY_MS}, {FORCED_US // 1000}")
     folder = files("resilience.store") / "lua"
     bodies = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts]
     source = "\n".join([*constants, *bodies, call])
@@ -117,7 +125,8 @@ class _Wire:
         self.buckets = [spec.key for spec in route.rates]
         shared = [*_circuit_keys(circuits), *route.gate_keys, *seats]
         self.admit_keys = _pack(keys.since(route.api), *shared, *self.buckets)
-        self.settle_keys = _pack(*shared)
+        self.events_key = _pack(keys.events(route.api))
+        self.settle_keys = self.events_key.and_(_pack(*shared))
         self.policies = _flat((len(circuits),), *map(_policy, circuits))
         self.seats = _flat(
             (len(route.gates), len(seats)), *((spec.seats, spec.lease_us) for spec in route.seats)
@@ -142,10 +151,20 @@ class RedisStore:
     """The state that a fleet shares.
 
     `url` as redis-py takes it (redis, rediss, unix). A reply later than `timeout_s` counts as none.
+    `recall` is asked about a circuit of which Redis knows nothing, before anything is admitted; what it
+    raises reaches whoever asked. `actor` is who transitions are put down to, by default host and pid.
     `now_us` replaces the clock of Redis, for tests. Thread-safe, and safe to use after a fork.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, now_us: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 5.0,
+        recall: Recall | None = None,
+        actor: str | None = None,
+        now_us: Callable[[], int] | None = None,
+    ) -> None:
         self._pool = ConnectionPool.from_url(
             url,
             protocol=2,
@@ -155,6 +174,8 @@ class RedisStore:
             max_connections=2**31,
         )
         self._now_us = now_us
+        self._recall = recall
+        self._named, self._actor = actor, actor or this_process()
         self._idle: deque[Any] = deque()
         self._pid = os.getpid()
         self._wires: WeakKeyDictionary[Route, _Wire] = WeakKeyDictionary()
@@ -162,12 +183,14 @@ class RedisStore:
     def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
         wire = self._wire(request.route)
-        return _answer(request, self._run(_ADMIT, _admit_keys(wire, request), _admit_args(wire, request)))
+        args = self._admit_args(wire, request)
+        return self._answer(request, self._run(_ADMIT, _admit_keys(wire, request), args))
 
     def settle(self, report: Report) -> tuple[Change, ...]:
         """See `Store.settle`."""
         wire = self._wire(report.grant.request.route)
-        return _changes(*self._run(_SETTLE, _settle_keys(wire, report), _settle_args(wire, report)))
+        reply = self._run(_SETTLE, _settle_keys(wire, report), _settle_args(wire, report))
+        return _changes(self._actor, *reply)
 
     def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
         """See `Store.settle_and_admit`."""
@@ -175,9 +198,9 @@ class RedisStore:
         settled, admitted = self._run(
             _SETTLE_AND_ADMIT,
             _settle_keys(before, report).and_(_admit_keys(after, request)),
-            _settle_args(before, report).and_(_admit_args(after, request)),
+            _settle_args(before, report).and_(self._admit_args(after, request)),
         )
-        return _changes(*settled), _answer(request, admitted)
+        return _changes(self._actor, *settled), self._answer(request, admitted)
 
     def release(self, grant: Grant) -> None:
         """See `Store.release`."""
@@ -190,25 +213,51 @@ class RedisStore:
         self._run(_RELEASE, _pack(*sets, *buckets), args)
 
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
-        """See `Store.circuits`."""
-        by_api: dict[str, list[int]] = {}
-        for index, spec in enumerate(specs):
-            by_api.setdefault(spec.api, []).append(index)
-        readings: dict[int, Reading] = {}
-        for indexes in by_api.values():
-            asked = [specs[i] for i in indexes]
-            args = _flat((len(asked),), *map(_policy, asked))
-            for index, seen in zip(
-                indexes, self._run(_VIEW, _pack(*_circuit_keys(asked)), args), strict=True
-            ):
-                readings[index] = Reading(_STATES[seen[0]], *seen[1:])
-        return [readings[i] for i in range(len(specs))]
+        """See `Store.circuits`. One message to Redis, whatever number of APIs they belong to."""
+        seen = self._view(specs)
+        lost = [spec for spec in specs if not seen[spec.key][0]]
+        if self._recall and lost:
+            self._restore(lost)
+            seen = self._view(specs)
+        return [_reading(*seen[spec.key]) for spec in specs]
 
-    def move(self, spec: CircuitSpec, state: CircuitState, until_us: int = 0) -> Change | None:
-        """See `Store.move`."""
-        reply = self._run(_MOVE, _pack(*_circuit_keys([spec])), _flat(_policy(spec), (state.value, until_us)))
-        change = _changes(*reply)[0]
-        return change if change.old is not change.new else None
+    def _view(self, specs: Sequence[CircuitSpec]) -> dict[str, list[Any]]:
+        by_api: dict[str, list[CircuitSpec]] = {}
+        for spec in specs:
+            by_api.setdefault(spec.api, []).append(spec)
+        replies = self._run_all(
+            (
+                _VIEW,
+                _pack(*[key for spec in asked for key in _move_keys(spec)]),
+                _flat((len(asked),), *map(_policy, asked)),
+            )
+            for asked in by_api.values()
+        )
+        asked = [spec.key for several in by_api.values() for spec in several]
+        return dict(zip(asked, [seen for reply in replies for seen in reply], strict=True))
+
+    def move(self, moves: Sequence[Move]) -> list[Change | None]:
+        """See `Store.move`. One message to Redis, whatever their number."""
+        replies = self._run_all((*_move(move), move.by) for move in moves)
+        changes = [_changes(move.by, *reply)[0] for move, reply in zip(moves, replies, strict=True)]
+        return [change if change.old is not change.new else None for change in changes]
+
+    def events(self, api: str, after: str = "0-0") -> list[Event]:
+        """See `Store.events`."""
+        entries = self._command(_pack("XRANGE", keys.events(api), f"({after}", "+"))
+        return [_event(*entry) for entry in entries]
+
+    def _restore(self, specs: Iterable[CircuitSpec]) -> None:
+        """Bring back what was decided about circuits of which Redis knows nothing."""
+        assert self._recall
+        moves = []
+        for spec in specs:
+            decided = self._recall(spec.api, spec.name)
+            if decided:
+                moves.append(Move(spec, decided.state, decided.by, decided.why, decided.until_us))
+            else:
+                moves.append(Move(spec, CircuitState.CLOSED, self._actor, "nothing was decided"))
+        self._run_all((*_move(move, only_if_missing=True), move.by) for move in moves)
 
     def retry(self, spec: RetrySpec, earned_us: int) -> bool:
         """See `Store.retry`."""
@@ -231,36 +280,60 @@ class RedisStore:
         return wire
 
     def _run(self, script: _Script, names: _Packed, args: _Packed) -> Any:
-        now = _pack("" if self._now_us is None else self._now_us())
-        rest = (_pack(names.size), names, now, args)
+        rest = self._rest(names, args)
         try:
             return self._command(script.by_sha.and_(*rest))
         except NoScriptError:
             return self._command(script.by_source.and_(*rest))
 
+    def _run_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Run scripts in one message. A call is a script, its keys and arguments, and an actor if need be."""
+        scripts = [(script, self._rest(*rest)) for script, *rest in calls]
+        if not scripts:
+            return []
+        replies: list[Any] = self._heal(
+            self._ask_all, [script.by_sha.and_(*rest) for script, rest in scripts]
+        )
+        for index, ((script, rest), reply) in enumerate(zip(scripts, replies, strict=True)):
+            if isinstance(reply, NoScriptError):
+                replies[index] = self._command(script.by_source.and_(*rest))
+        return replies
+
+    def _rest(self, names: _Packed, args: _Packed, actor: str | None = None) -> tuple[_Packed, ...]:
+        self._notice_fork()
+        now = "" if self._now_us is None else self._now_us()
+        return _pack(names.size), names, _pack(now, actor or self._actor), args
+
     def _command(self, packed: _Packed) -> Any:
-        command = [b"*%d\r\n" % packed.size + packed.data]
+        return self._heal(self._ask, [packed])
+
+    def _heal(self, ask: Callable[[Any, list[bytes]], Any], packed: Sequence[_Packed]) -> Any:
+        commands = [b"*%d\r\n" % each.size + each.data for each in packed]
         try:
             try:
-                return self._ask(self._connection(), command)
+                return ask(self._connection(), commands)
             except RedisTimeoutError:
                 raise
             except RedisConnectionError:
                 # Idle connections die with the server that held them; a new one tells whether it is back.
                 self.close()
-                return self._ask(self._pool.make_connection(), command)
+                return ask(self._pool.make_connection(), commands)
         except NoScriptError:
             raise
         except RedisError as error:
             raise StoreUnavailableError(f"Redis did not answer: {error}", cause=error) from error
 
     def _connection(self) -> Any:
-        if self._pid != os.getpid():
-            self._idle, self._pid = deque(), os.getpid()
+        self._notice_fork()
         try:
             return self._idle.pop()
         except IndexError:
             return self._pool.make_connection()
+
+    def _notice_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._idle, self._pid = deque(), os.getpid()
+            self._actor = self._named or this_process()
 
     def _ask(self, connection: Any, command: list[bytes]) -> Any:
         connection.send_packed_command(command)
@@ -269,14 +342,43 @@ class RedisStore:
         finally:
             self._idle.append(connection)
 
+    def _ask_all(self, connection: Any, commands: list[bytes]) -> list[Any]:
+        connection.send_packed_command([b"".join(commands)])
+        try:
+            return [_reply_of(connection) for _ in commands]
+        finally:
+            self._idle.append(connection)
+
+    def _admit_args(self, wire: _Wire, request: Request) -> _Packed:
+        ticket = request.ticket is not None
+        asked = _pack(int(self._recall is not None), request.id, int(ticket), int(request.live))
+        return asked.and_(wire.since_ttl, wire.policies, wire.seats, wire.rates(request.weight))
+
+    def _answer(self, request: Request, reply: list[Any]) -> Answer:
+        if reply[0] != b"lost":
+            return _answer(request, reply, self._actor)
+        self._restore(request.route.circuits)
+        before = _changes(self._actor, *reply[1:])
+        answer = self.admit(request)
+        return replace(answer, changes=before + answer.changes)
+
+
+def _reply_of(connection: Any) -> Any:
+    """The next reply; an unknown script is one too, so that the others are read."""
+    try:
+        return connection.read_response()
+    except NoScriptError as error:
+        return error
+
 
 def _policy(spec: CircuitSpec) -> tuple[int, str]:
-    """Whether and how the failure rate is counted, and the rest as one string (circuit.lua)."""
+    """The window's slices, and the rest as one string (circuit.lua)."""
     terms = (
         *(spec.failures, spec.rate, spec.min_calls, spec.open_us, spec.growth, spec.open_max_us),
-        *(spec.probes, spec.successes, spec.lease_us, spec.step_us),
+        *(spec.probes, spec.successes, spec.lease_us, spec.step_us, spec.slow_rate),
+        *(spec.throttles, int(spec.throttles_fail), int(spec.strict)),
     )
-    return spec.window_us // SLICES if spec.rate else 0, " ".join(map(str, terms))
+    return spec.window_us // SLICES, " ".join(map(str, terms))
 
 
 def _bucket(route: Route, spec: RateSpec, weight: float) -> tuple[float, ...]:
@@ -288,17 +390,23 @@ def _circuit_keys(specs: Iterable[CircuitSpec]) -> list[str]:
     return [key for spec in specs for key in (spec.key, keys.permits(spec.api, spec.name))]
 
 
+def _move_keys(spec: CircuitSpec) -> tuple[str, str, str]:
+    return spec.key, keys.permits(spec.api, spec.name), keys.override(spec.api, spec.name)
+
+
+def _move(move: Move, *, only_if_missing: bool = False) -> tuple[_Script, _Packed, _Packed]:
+    told = (move.state.value, move.until_us, move.why, int(only_if_missing))
+    names = _pack(keys.events(move.spec.api), *_move_keys(move.spec))
+    return _MOVE, names, _flat(_policy(move.spec), told)
+
+
 def _ttl_ms(window_us: int) -> int:
     return max(_DAY_MS, math.ceil(window_us / 1000))
 
 
 def _admit_keys(wire: _Wire, request: Request) -> _Packed:
-    return _pack(keys.ticket(request.route.api, request.ticket or request.id)).and_(wire.admit_keys)
-
-
-def _admit_args(wire: _Wire, request: Request) -> _Packed:
-    asked = _pack(request.id, int(request.ticket is not None), int(request.live))
-    return asked.and_(wire.since_ttl, wire.policies, wire.seats, wire.rates(request.weight))
+    ticket = keys.ticket(request.route.api, request.ticket or request.id)
+    return wire.events_key.and_(_pack(ticket), wire.admit_keys)
 
 
 def _settle_keys(wire: _Wire, report: Report) -> _Packed:
@@ -311,8 +419,19 @@ def _settle_args(wire: _Wire, report: Report) -> _Packed:
     grant = report.grant
     retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
     ended = _pack(grant.request.id, report.kind.value, grant.started_us, retry_after_us)
-    held = _pack(*[2 * era + permit for era, permit in zip(grant.eras, grant.permits, strict=True)])
-    return ended.and_(wire.policies, held, wire.sizes, _told(wire.route.rates, report.told))
+    told = _told(wire.route.rates, report.told)
+    return ended.and_(wire.policies, _marks(wire.route, report), wire.sizes, told)
+
+
+def _marks(route: Route, report: Report) -> _Packed:
+    """Era, slowness and permit of each circuit (learn.lua)."""
+    grant = report.grant
+    return _pack(
+        *[
+            4 * (era + 1) + 2 * is_slow(spec, report) + permit
+            for spec, era, permit in zip(route.circuits, grant.eras, grant.permits, strict=True)
+        ]
+    )
 
 
 def _told(rates: Sequence[RateSpec], told: Sequence[Told]) -> _Packed:
@@ -325,9 +444,9 @@ def _told(rates: Sequence[RateSpec], told: Sequence[Told]) -> _Packed:
     )
 
 
-def _answer(request: Request, reply: list[Any]) -> Answer:
+def _answer(request: Request, reply: list[Any], actor: str) -> Answer:
     verdict, now, flat, *rest = reply
-    changes = _changes(now, flat) if flat else ()
+    changes = _changes(actor, now, flat) if flat else ()
     if verdict == b"go":
         slowdown, held, slots = rest
         return Grant(
@@ -359,8 +478,19 @@ def _key(route: Route, reason: str, index: int) -> str:
             return route.rates[index].name
 
 
-def _changes(now: int, flat: list[Any]) -> tuple[Change, ...]:
+def _changes(actor: str, now: int, flat: list[Any]) -> tuple[Change, ...]:
     return tuple(
-        Change(index, _STATES[old], _STATES[new], reason.decode(), now)
+        Change(index, _STATES[old], _STATES[new], reason.decode(), now, actor)
         for index, old, new, reason in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
     )
+
+
+def _reading(state: bytes, *rest: Any) -> Reading:
+    seen: list[Any] = [value.decode() if isinstance(value, bytes) else value for value in rest]
+    return Reading(_STATES.get(state, CircuitState.CLOSED), *seen)
+
+
+def _event(id_: bytes, flat: list[bytes]) -> Event:
+    told = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    old, new = CircuitState(told["old"]), CircuitState(told["new"])
+    return Event(id_.decode(), told["circuit"], old, new, told["reason"], int(told["at"]), told["actor"])

@@ -294,7 +294,7 @@ def test_growth_ends_when_closed_for_good(world):
 def test_forced_open_refuses_until_then(world):
     """Whatever the calls say; then the circuit is closed."""
     klines = world.circuit()
-    klines.force(CircuitState.FORCED_OPEN, until=world.now + timedelta(hours=3))
+    klines.force(CircuitState.FORCED_OPEN, by="ops", why="an audit", until=world.now + timedelta(hours=3))
     world.sleep(2 * 3600)
     assert world.refuse(klines).retry_at == world.now + timedelta(hours=1)
     world.sleep(3600)
@@ -304,7 +304,7 @@ def test_forced_open_refuses_until_then(world):
 def test_disabled_lets_everything_through(world):
     """And counts nothing."""
     klines = world.circuit()
-    klines.force(CircuitState.DISABLED)
+    klines.force(CircuitState.DISABLED, by="ops", why="it errs")
     world.trip(klines)
     world.trip(klines)
     klines.close()
@@ -880,9 +880,12 @@ def test_every_key_ends(each_redis_url):
     world.wait(limit("5/1m"))
     world.go(klines, bucket, seats, lane=Lane.BACKFILL)
     world.settle(lease, throttled(5))
+    world.circuit("other").force(CircuitState.DISABLED, by="ops", why="it errs")
+    world.guard.settle(world.go(world.circuit("other")), BAD)
+    world.circuit("throttled").record_failure(RateLimitError(retry_after_s=5))
     names = world.store._command(_pack("KEYS", "*"))
     assert {name.decode().split(":")[2] for name in names} == {
-        *("circuit", "permits", "bucket", "seats", "gate", "ticket", "since")
+        *("circuit", "permits", "override", "events", "bucket", "seats", "gate", "ticket", "since")
     }
     assert all(name.startswith(b"penstock:{binance}:") for name in names)
-    assert all(0 < world.store._command(_pack("TTL", name.decode())) <= 8 * 86400 for name in names)
+    assert all(0 < world.store._command(_pack("TTL", name.decode())) <= 30 * 86400 for name in names)

@@ -9,6 +9,7 @@ import redis
 from sqlalchemy import delete, insert
 
 from resilience.guard import CircuitState
+from resilience.store import Move
 from tasks import heartbeat
 from tasks import reconcile as module
 from tasks.collectors.registry import endpoint_of
@@ -244,7 +245,7 @@ def test_parked_units_go_on_when_the_circuit_closes(fleet, ask, inbox, mend):
     park(fleet, run)
     circuit = circuit_of(endpoint_of("binance.klines"))
     for state in (CircuitState.OPEN, CircuitState.FORCED_OPEN):
-        circuit.guard.store.move(circuit.spec, state, 0)
+        circuit.guard.store.move([Move(circuit.spec, state, "somebody", "to see")])
         assert "unparked" not in mend()
         assert {row["state"] for row in fleet.units(run)} == {"waiting"}
     circuit.close()

@@ -368,7 +368,7 @@ def test_a_forced_open_circuit_launches_nothing(fleet, inbox):
     """A run that parks waits; a scheduled one is over at once, without a single call."""
     from resilience.guard import CircuitState
 
-    circuit_of(endpoint_of("binance.klines")).force(CircuitState.FORCED_OPEN)
+    circuit_of(endpoint_of("binance.klines")).force(CircuitState.FORCED_OPEN, by="ops", why="to see")
     parks = fleet.run("binance.klines", symbols(3), START, END)
     skips = fleet.run("binance.klines", symbols(3), START, END, kind="scheduled", on_open="skip")
     assert inbox.length(BINANCE) == 0

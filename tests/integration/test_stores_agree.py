@@ -2,17 +2,24 @@
 
 import os
 from collections import deque
+from dataclasses import replace
 from datetime import timedelta
 
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from resilience.breaker import CircuitBreaker
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
-from resilience.store import CircuitState, Delay, Grant, Kind, Report, Request, Route, Told
+from resilience.store import CircuitState, Delay, Grant, Kind, Move, Override, Report, Request, Route, Told
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 
@@ -30,6 +37,21 @@ SHORT = BreakerPolicy(
 )
 BY_RATE = BreakerPolicy(failures=None, rate=0.34, min_calls=3, half_open_calls=1, half_open_successes=1)
 PLAIN = BreakerPolicy(failures=3, rate=None, open_for=timedelta(seconds=1))
+STRICT = BreakerPolicy(
+    failures=3,
+    rate=None,
+    min_calls=2,
+    slow_rate=0.5,
+    slow_after=timedelta(seconds=1),
+    open_for=timedelta(seconds=2),
+    reopen_on="first_failure",
+    rate_limited_trips=2,
+)
+COUNTING = BreakerPolicy(failures=2, count_rate_limited=True, half_open_calls=5, half_open_successes=3)
+DECIDED = {
+    "plain": Override(CircuitState.FORCED_OPEN, "ops", "until it is lifted"),
+    "counting": Override(CircuitState.DISABLED, "ops", "for long", START_US + 10**12),
+}
 
 
 def circuit(name, policy):
@@ -42,7 +64,13 @@ def limit(spec, *, key="ip", weight_max=1, lease=5, **words):
     return RateLimiter(spec, limited, api="a", key=key, weight_max=weight_max, lease=lease).spec
 
 
-CIRCUITS = (circuit("short", SHORT), circuit("by-rate", BY_RATE), circuit("plain", PLAIN))
+CIRCUITS = (
+    circuit("short", SHORT),
+    circuit("by-rate", BY_RATE),
+    circuit("plain", PLAIN),
+    circuit("strict", STRICT),
+    circuit("counting", COUNTING),
+)
 QUICK = limit("10/1s", key="account")
 HEAVY = limit("100/1m", weight_max=3, used="X-Used", reserve=0.3)
 BURSTY = limit("50/10s", burst=10, remaining="X-Left", reserve=0.5)
@@ -56,6 +84,8 @@ ROUTES = (
     Route("a", (), (HEAVY,), ()),
     Route("a", (), (BURSTY, HEAVY, QUICK), ()),
     Route("a", CIRCUITS, (), ()),
+    Route("a", CIRCUITS[3:4], (), (), None),
+    Route("a", CIRCUITS[4:], (), ()),
 )
 
 waits = st.sampled_from([0, 1, 900, 10_000, 101_011, 400_000, 1_000_000, 2_500_000, 7_000_000, 61_000_000])
@@ -64,7 +94,12 @@ kinds = st.sampled_from([*[Kind.SUCCESS] * 3, *[Kind.FAILURE] * 3, *Kind])
 quotas = st.tuples(
     st.sampled_from([None, None, 0, 1, 2.5, 30, 90]), st.sampled_from([0, 0, 2_000_000, 30_000_000])
 )
-reports = st.tuples(kinds, st.sampled_from([None, None, 0, 500_000, 3_000_000]), st.lists(quotas, max_size=3))
+reports = st.tuples(
+    kinds,
+    st.sampled_from([None, None, 0, 500_000, 3_000_000]),
+    st.lists(quotas, max_size=3),
+    st.sampled_from([0, 1_000_000, 1_000_001]),
+)
 asks = st.tuples(
     st.sampled_from(ROUTES),
     st.sampled_from([1, 1, 2, 3]),
@@ -87,10 +122,12 @@ class BothStores(RuleBasedStateMachine):
         self.started = {spec: [] for spec in AMOUNT}
         self.connection = redis.Redis.from_url(self.url)
         self.connection.flushall()
-        self.stores = MemoryStore(now_us=lambda: self.now), RedisStore(self.url, now_us=lambda: self.now)
+        self.recall = None
+        self.stores = ()
 
     def teardown(self):
-        self.stores[1].close()
+        if self.stores:
+            self.stores[1].close()
         self.connection.close()
 
     def both(self, question, *arguments):
@@ -98,8 +135,14 @@ class BothStores(RuleBasedStateMachine):
         assert ours == theirs
         return ours
 
-    @initialize(fresh=st.booleans())
-    def start(self, fresh):
+    def make(self, kind, **words):
+        return kind(**words, recall=self.recall, actor="it", now_us=lambda: self.now)
+
+    @initialize(fresh=st.booleans(), recalls=st.booleans())
+    def start(self, fresh, recalls):
+        if recalls:
+            self.recall = lambda api, name: DECIDED.get(name)
+        self.stores = self.make(MemoryStore), self.make(RedisStore, url=self.url)
         if fresh:
             self.both("mark_fresh", ["a"])
 
@@ -133,7 +176,7 @@ class BothStores(RuleBasedStateMachine):
     def hit_the_gate(self, seconds, ask, times):
         """A 429, and everyone is back when it is over."""
         if self.leases:
-            self.both("settle", self.report(Kind.THROTTLED, seconds and seconds * 1_000_000, []))
+            self.both("settle", self.report(Kind.THROTTLED, seconds and seconds * 1_000_000, [], 0))
             self.now += (seconds or 60) * 1_000_000
             self.admit_many(ask, times)
 
@@ -160,20 +203,48 @@ class BothStores(RuleBasedStateMachine):
             for spec in grant.request.route.rates:
                 self.started[spec].remove((grant.started_us, grant.request.weight))
 
-    @rule(spec=st.sampled_from(CIRCUITS), state=st.sampled_from(CircuitState), wait_us=waits)
-    def move(self, spec, state, wait_us):
-        lasting = state in {CircuitState.FORCED_OPEN, CircuitState.DISABLED}
-        self.both("move", spec, state, self.now + wait_us if lasting and wait_us else 0)
+    @rule(
+        moved=st.lists(st.tuples(st.sampled_from(CIRCUITS), st.sampled_from(CircuitState), waits), max_size=3)
+    )
+    def move(self, moved):
+        moves = []
+        for spec, state, wait_us in moved:
+            lasting = state in {CircuitState.FORCED_OPEN, CircuitState.DISABLED}
+            until_us = self.now + wait_us if lasting and wait_us else 0
+            moves.append(Move(spec, state, "somebody", "to see", until_us))
+        self.both("move", moves)
+
+    @rule(index=st.integers(0, len(CIRCUITS) - 1), report=reports, times=st.integers(1, 4))
+    def record(self, index, report, times):
+        """A call that nobody asked about."""
+        route = Route("a", CIRCUITS[index : index + 1], (), (), None)
+        for _ in range(times):
+            grant = Grant(self.request(route, 1, live=True, age=None), 0, (-1,), (False,), (), ())
+            kind, retry_after_us, _, latency_us = report
+            self.both("settle", Report(grant, kind, retry_after_us, (), latency_us))
 
     @rule()
     def look(self):
         self.both("circuits", CIRCUITS)
 
+    @invariant()
+    def transitions(self):
+        """Both tell the same, and say where each began that the one before ended."""
+        if not self.stores:
+            return
+        ours, theirs = [[replace(event, id="") for event in store.events("a")] for store in self.stores]
+        assert ours == theirs
+        last = {}
+        for event in ours:
+            assert event.old is last.get(event.circuit, event.old)
+            assert event.new is not event.old
+            last[event.circuit] = event.new
+
     @rule()
     def lose(self):
         """Redis comes back empty."""
         self.connection.flushall()
-        self.stores = MemoryStore(now_us=lambda: self.now), self.stores[1]
+        self.stores = self.make(MemoryStore), self.stores[1]
 
     def request(self, route, weight, live, age):
         self.count += 1
@@ -184,14 +255,14 @@ class BothStores(RuleBasedStateMachine):
             weight = 1
         return Request(route, f"call-{self.count}", weight, live, ticket)
 
-    def report(self, kind, retry_after_us, quotas):
+    def report(self, kind, retry_after_us, quotas, latency_us):
         grant = self.leases.popleft()
         told = [
             Told(index, remaining, reset_us)
             for index, (remaining, reset_us) in enumerate(quotas[: len(grant.request.route.rates)])
             if remaining is not None
         ]
-        return Report(grant, kind, retry_after_us, tuple(told))
+        return Report(grant, kind, retry_after_us, tuple(told), latency_us)
 
     def take(self, request, answer):
         if isinstance(answer, Grant):

@@ -30,6 +30,7 @@ DEFINED = {
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
     "resilience.breaker": {"CircuitBreaker", "StateName"},
     "resilience.retry": {"Retry", "RetryBudget", "Retrying"},
+    "resilience.circuits": {"Circuits"},
     "resilience.limiter": {"RateLimiter"},
     "resilience.headers": {"Dialect", "Quota"},
     "resilience.concurrency": {"Broken", "ConcurrentBatcher"},

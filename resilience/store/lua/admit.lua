@@ -1,20 +1,24 @@
 -- admit(): may one call start now? Nothing is spent unless every circuit, gate, seat and bucket agrees.
 --
--- KEYS      ticket   hash: issued, end, and bucket key → slot; all µs
+-- KEYS      events   stream: the transitions of the API's circuits
+--           ticket   hash: issued, end, and bucket key → slot; all µs
 --           since    string: since when all calls are known, µs
 --           circuit and permits for each circuit; each gate; each sorted set of seats; each bucket
--- ARGV      id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua); number of gates;
+-- ARGV      recalls, id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua); number of gates;
 --           number of sets of seats and for each: seats, lease_us; number of buckets and each (bucket.lua)
 -- returns   {"go", now, changes, slowdown, {era · 2 + permit, …}, {started, booked or 0, …}}
 --           {"wait", now, changes, wait_us, with_ticket, reason, index}
+--           {"lost", now, changes}: nothing is known of a circuit, and the asker recalls what was decided
 --           {"refuse", now, changes, index, state, until_us, failures}
 --           changes: index, old, new, reason, … flat
 
 local function read_request()
-  local r = {ticket = key(), since = key(), id = text(), has_ticket = number() == 1, live = number() == 1,
-    since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, slow = 1}
+  events = key()
+  local r = {ticket = key(), since = key(), recalls = number() == 1, id = text(), has_ticket = number() == 1,
+    live = number() == 1, since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, slow = 1}
   for i = 1, number() do
     local c = read_circuit(i - 1)
+    r.lost = r.lost or r.recalls and c.missing
     wake(c, r.changes)
     r.slow = math.max(r.slow, slowdown(c))
     r.circuits[i] = c
@@ -41,6 +45,7 @@ local function wait(r, wait_us, with_ticket, reason, index)
 end
 
 local function circuits_say(r)
+  if r.lost then return {"lost", now, r.changes} end
   for _, c in ipairs(r.circuits) do
     if c.state == "open" or c.state == "forced_open" then
       local till = c["until"] > 0 and c["until"] or now + policy(c).open

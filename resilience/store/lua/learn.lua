@@ -1,71 +1,105 @@
 -- What a circuit learns from a call's end (circuit.lua): it counts, opens, and closes again.
+--
+-- ARGV   marks for each circuit: (era + 1) · 4 + 2 if the call was slow + 1 if it held a permit;
+--        era -1 is a call that did not ask before
 
-local function open(c, reason, changes)
+local function open(c, reason, call, changes)
   local recovering = c.state == "half_open" or slowdown(c) > 1
   local grown = recovering and c.open > 0 and math.floor(c.open * policy(c).growth) or policy(c).open
   c.open = math.min(grown, policy(c).open_max)
-  c["until"] = now + c.open
-  turn(c, "open", reason, changes)
+  turn(c, "open", now + math.max(c.open, call.retry_after), reason, changes)
 end
 
--- Count a call; after a failure, say how many the window holds. Slices are reused in a ring.
-local function count(c, failed)
+-- A 429 that names a wait is the limiter's business, unless they go on after the wait was over.
+local function throttled_for_long(c, call)
+  local kept = redis.call("HMGET", c.key, "throttles", "quiet")
+  if policy(c).throttles == 0 or call.started < (tonumber(kept[2]) or 0) then return false end
+  local throttles = (tonumber(kept[1]) or 0) + 1
+  redis.call("HSET", c.key, "throttles", throttles, "quiet", now + math.max(call.retry_after, GATE_LEAST_US))
+  if c.state == "closed" then keep(c.key) end
+  return throttles >= policy(c).throttles
+end
+
+-- Whether the call failed; nil where it says nothing about the service.
+local function has_failed(c, call)
+  if call.kind == "success" then return false end
+  if call.kind == "failure" then return true end
+  if call.kind ~= "throttled" then return nil end
+  if call.retry_after < 0 or policy(c).throttles_fail == 1 or throttled_for_long(c, call) then return true end
+end
+
+-- Count a call; slices are reused in a ring.
+local function count(c, failed, slow)
   local tick = math.floor(now / c.slice)
   local own = RING[tick % #RING + 1]
-  local kept, calls, failures = redis.call("HGET", c.key, own) or "", 1, failed and 1 or 0
-  local t, n, f = string.match(kept, "(%d+):(%d+):(%d+)")
-  if tonumber(t) == tick then calls, failures = calls + n, failures + f end
-  redis.call("HSET", c.key, own, string.format("%.0f:%.0f:%.0f", tick, calls, failures))
-  keep(c.key)
-  if not failed then return 0, 0 end
-  calls, failures = 0, 0
-  for _, slice in ipairs(redis.call("HMGET", c.key, unpack(RING))) do
-    t, n, f = string.match(slice or "", "(%d+):(%d+):(%d+)")
-    if t and tonumber(t) > tick - #RING then calls, failures = calls + n, failures + f end
-  end
-  return calls, failures
-end
-
-local function learn_from_call(c, failed, changes)
-  local before = c.failures
-  c.failures = failed and before + 1 or 0
-  if c.failures ~= before then
-    redis.call("HSET", c.key, "failures", c.failures)
-    keep(c.key)
-  end
-  local calls, failures = 0, 0
-  if c.slice > 0 then calls, failures = count(c, failed) end
-  if not failed then return end
-  if policy(c).failures > 0 and c.failures >= policy(c).failures then
-    return open(c, "consecutive failures", changes)
-  end
-  if c.slice > 0 and calls >= policy(c).min_calls and failures >= policy(c).rate * calls then
-    open(c, "failure rate", changes)
-  end
-end
-
-local function learn_from_probe(c, failed, changes)
+  local kept = redis.call("HMGET", c.key, own, "succeeded", "failed", "throttles")
+  local t, calls, failures, slows = string.match(kept[1] or "", "(%d+):(%d+):(%d+):(%d+)")
+  if tonumber(t) ~= tick then calls, failures, slows = 0, 0, 0 end
+  local slice = string.format("%.0f:%.0f:%.0f:%.0f", tick, calls + 1, failures + (failed and 1 or 0),
+    slows + (slow and 1 or 0))
   if failed then
-    c.bad, c.failures = c.bad + 1, c.failures + 1
-    if policy(c).probes - c.bad < policy(c).successes then return open(c, "probes failed", changes) end
+    redis.call("HSET", c.key, own, slice, "failures", c.failures, "failed", (kept[3] or 0) + 1, "failed_at", now)
+  elseif kept[4] and kept[4] ~= "0" then
+    redis.call("HSET", c.key, own, slice, "failures", c.failures, "succeeded", (kept[2] or 0) + 1, "throttles", 0)
+  else
+    redis.call("HSET", c.key, own, slice, "failures", c.failures, "succeeded", (kept[2] or 0) + 1)
+  end
+  if c.state == "closed" then keep(c.key) end
+end
+
+local function learn_from_call(c, call, failed, slow, changes)
+  if not (failed or slow) then return end
+  local p, calls, failures, slows = policy(c), window(c)
+  if failed and p.failures > 0 and c.failures >= p.failures then
+    return open(c, "consecutive failures", call, changes)
+  end
+  if calls < p.min_calls then return end
+  if failed and p.rate > 0 and failures >= p.rate * calls then return open(c, "failure rate", call, changes) end
+  if slow and p.slow_rate > 0 and slows >= p.slow_rate * calls then open(c, "slow calls", call, changes) end
+end
+
+local function learn_from_probe(c, call, bad, changes)
+  local p = policy(c)
+  if bad then
+    c.bad = c.bad + 1
+    if p.strict == 1 or p.probes - c.bad < p.successes then
+      redis.call("HINCRBY", c.key, "relapsed", 1)
+      return open(c, "probes failed", call, changes)
+    end
   else
     c.good = c.good + 1
-    if c.good >= policy(c).successes then
-      c.failures, c["until"], c.closed = 0, 0, now
-      return turn(c, "closed", "probes succeeded", changes)
+    if c.good >= p.successes then
+      redis.call("HINCRBY", c.key, "recovered", 1)
+      c.failures, c.closed = 0, now
+      return turn(c, "closed", 0, "probes succeeded", changes)
     end
   end
-  redis.call("HSET", c.key, "good", c.good, "bad", c.bad, "failures", c.failures)
+  redis.call("HSET", c.key, "good", c.good, "bad", c.bad)
 end
 
--- A call of an earlier era, or one whose permit has run out, says nothing about this one.
-local function learn(c, id, kind, era, permit, changes)
+-- A call of an earlier era, or one whose permit has run out, is counted but says nothing about this one.
+local function is_current(c, id, era, permit)
   if permit then
     local lent_till = tonumber(redis.call("ZSCORE", c.permits, id)) or 0
     redis.call("ZREM", c.permits, id)
-    if lent_till <= now then return end
+    return lent_till > now and era == c.era
   end
-  if era ~= c.era or (kind ~= "success" and kind ~= "failure") then return end
-  if c.state == "half_open" then return learn_from_probe(c, kind == "failure", changes) end
-  if c.state == "closed" then learn_from_call(c, kind == "failure", changes) end
+  if era >= 0 then return era == c.era end
+  return c.state ~= "half_open" or free_permits(c) > 0
+end
+
+local function learn(c, call, marks, changes)
+  local era, permit, slow = math.floor(marks / 4) - 1, marks % 2 == 1, marks % 4 > 1
+  local current = is_current(c, call.id, era, permit)
+  if call.kind == "throttled" and not current then return end
+  local failed = has_failed(c, call)
+  if failed == nil then return end
+  if not current then
+    if not c.missing then redis.call("HINCRBY", c.key, failed and "failed" or "succeeded", 1) end
+    return
+  end
+  if failed then c.failures = c.failures + 1 elseif c.state ~= "half_open" then c.failures = 0 end
+  count(c, failed, slow)
+  if c.state == "half_open" then return learn_from_probe(c, call, failed or slow, changes) end
+  if c.state == "closed" then learn_from_call(c, call, failed, slow, changes) end
 end

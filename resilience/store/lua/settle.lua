@@ -1,9 +1,9 @@
 -- settle(): what a call's end says; gives back what the call held.
 --
--- KEYS      circuit and permits for each circuit; each gate (hash: closed, until, strikes); each sorted set
---           of seats; each bucket the server told something of
+-- KEYS      events; circuit and permits for each circuit; each gate (hash: closed, until, strikes); each sorted
+--           set of seats; each bucket the server told something of
 -- ARGV      id, kind, started_us, retry_after_us (-1: none named); number of circuits and each (circuit.lua);
---           era · 2 + permit for each; number of gates; number of sets of seats; number of buckets, and for
+--           marks for each (learn.lua); number of gates; number of sets of seats; number of buckets, and for
 --           each: how far from now it is used up in µs, slack_us, ttl_ms
 -- returns   {now, changes}; changes: index, old, new, reason, … flat
 
@@ -41,15 +41,13 @@ local function correct(bucket, used_up, slack, ttl_ms)
 end
 
 local function settle()
-  local changes, id, kind, started, retry_after = {}, text(), text(), number(), number()
-  local circuits = {}
+  events = key()
+  local call = {id = text(), kind = text(), started = number(), retry_after = number()}
+  local changes, circuits = {}, {}
   for i = 1, number() do circuits[i] = read_circuit(i - 1) end
-  for _, c in ipairs(circuits) do
-    local held = number()
-    learn(c, id, kind, math.floor(held / 2), held % 2 == 1, changes)
-  end
-  for _ = 1, number() do hear(key(), kind, started, retry_after) end
-  for _ = 1, number() do redis.call("ZREM", key(), id) end
+  for _, c in ipairs(circuits) do learn(c, call, number(), changes) end
+  for _ = 1, number() do hear(key(), call.kind, call.started, call.retry_after) end
+  for _ = 1, number() do redis.call("ZREM", key(), call.id) end
   for _ = 1, number() do correct(key(), now + number(), number(), number()) end
   return {now, changes}
 end

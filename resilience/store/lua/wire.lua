@@ -1,6 +1,7 @@
 -- What every script starts with: KEYS and ARGV are read one after the other, and there is one clock.
 --
 -- ARGV[1]   the time in µs, or "" for the time of Redis (tests pass it)
+-- ARGV[2]   who asks, for the transitions that this causes
 
 local key_at, arg_at = 0, 0
 
@@ -26,6 +27,7 @@ local function clock()
 end
 
 local now = clock()
+local actor = text()
 
 local function keep(name, ttl_ms)
   redis.call("PEXPIRE", name, ttl_ms or DAY_MS)
