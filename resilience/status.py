@@ -33,7 +33,7 @@ def status(breaker: "CircuitBreaker", view: "CircuitView") -> dict[str, Any]:
         "statistics": _statistics(seen),
         "error_rate": _error_rate(seen),
         "health_score": _share(seen.total_successes, seen.total_failures),
-        "health_recent": 1.0 - _error_rate(seen),
+        "health_recent": _share(seen.calls - seen.failed, seen.failed),
         "forced": _forced(seen),
     }
 

@@ -1,14 +1,16 @@
 """What the guard decides, whichever store it asks. The clock is the test's own: nothing here waits."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from resilience.breaker import CircuitBreaker
-from resilience.errors import ConfigurationError, NotFoundError, RateLimitError, ServerError
+from resilience.errors import ConfigurationError, DatabaseError, NotFoundError, RateLimitError, ServerError
 from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Refuse, Wait
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Lane, Limit
+from resilience.store import Override
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore, _pack
 from tests.integration.conftest import SERVERS
@@ -23,7 +25,12 @@ class World:
 
     def __init__(self, make_store):
         self.now_us = 1_700_000_000_000_000
-        self.store = make_store(lambda: self.now_us)
+        self.make_store = make_store
+        self.remember(None)
+
+    def remember(self, recall):
+        """Ask this about circuits that the store does not know."""
+        self.store = self.make_store(now_us=lambda: self.now_us, recall=recall)
         self.guard = Guard(self.store)
 
     def sleep(self, seconds):
@@ -93,9 +100,8 @@ def lost_world(request, private_redis):
 
 def blank(request, private_redis):
     if request.param == "memory":
-        return World(lambda clock: MemoryStore(now_us=clock))
-    url = private_redis(request.param)
-    return World(lambda clock: RedisStore(url, now_us=clock))
+        return World(MemoryStore)
+    return World(partial(RedisStore, private_redis(request.param)))
 
 
 def limit(spec, *, key="ip", weight_max=1, lease=35, **words):
@@ -104,6 +110,127 @@ def limit(spec, *, key="ip", weight_max=1, lease=35, **words):
 
 
 # circuits
+
+
+# What calls say, a letter each: good, bad, slow, 429 with a wait of a second, without one; or a wait of 1, 60,
+# 90 seconds. Then the states that the circuit went through, with the reasons.
+LATE = CallResult.of(None, latency_s=10.5)
+LETTERS = {
+    "g": GOOD,
+    "b": BAD,
+    "s": LATE,
+    "t": CallResult.of(RateLimitError(retry_after_s=1), latency_s=0.1),
+    "n": CallResult.of(RateLimitError(), latency_s=0.1),
+    "i": CallResult.of(NotFoundError(), latency_s=0.1),
+}
+WAITS = {".": 1, "-": 60, "=": 90}
+TRIPPED = "closed > open: consecutive failures"
+TRIED = "open > half_open: open time over"
+STORIES = {
+    "good calls change nothing": ({}, "gggggggggg", []),
+    "five failures in a row": ({}, "bbbbb", [TRIPPED]),
+    "a success in between": ({}, "bbbbgbbbb", []),
+    "half of twenty": ({"failures": None}, "gb" * 10, ["closed > open: failure rate"]),
+    "half of nineteen are too few": ({"failures": None}, "bg" * 9 + "b", []),
+    "recovers": ({}, "bbbbb-gg", [TRIPPED, TRIED, "half_open > closed: probes succeeded"]),
+    "one of three may fail": ({}, "bbbbb-bgg", [TRIPPED, TRIED, "half_open > closed: probes succeeded"]),
+    "two of three may not": ({}, "bbbbb-bgb", [TRIPPED, TRIED, "half_open > open: probes failed"]),
+    "strict": (
+        {"reopen_on": "first_failure"},
+        "bbbbb-gb",
+        [TRIPPED, TRIED, "half_open > open: probes failed"],
+    ),
+    "reopened for longer": (
+        {},
+        "bbbbb-bb=gg",
+        [TRIPPED, TRIED, "half_open > open: probes failed", TRIED, "half_open > closed: probes succeeded"],
+    ),
+    "the first success closes": (
+        {"half_open_calls": 1, "half_open_successes": 1},
+        "bbbbb-g",
+        [TRIPPED, TRIED, "half_open > closed: probes succeeded"],
+    ),
+    "a bad symbol says nothing": ({}, "bbbbiiiiib", [TRIPPED]),
+    "a bad symbol is no probe": (
+        {},
+        "bbbbb-iiiigg",
+        [TRIPPED, TRIED, "half_open > closed: probes succeeded"],
+    ),
+    "a 429 with a wait is the limiter's": ({}, "t.t.g.t.t.g.t.t.", []),
+    "429s that go on after their wait": ({"failures": 2}, "t.t.t.t", [TRIPPED]),
+    "429s of calls in flight tell nothing new": ({"failures": 2}, "tttttttttt", []),
+    "429s that never count": ({"failures": 2, "rate_limited_trips": None}, "t.t.t.t.t.t", []),
+    "every 429 counts": ({"failures": 2, "count_rate_limited": True}, "tt", [TRIPPED]),
+    "a 429 without a wait is a failure": ({"failures": 2}, "nn", [TRIPPED]),
+    "half of the calls are slow": ({"slow_rate": 0.5, "min_calls": 4}, "ggss", ["closed > open: slow calls"]),
+    "a slow probe has failed": (
+        {"slow_rate": 0.5, "min_calls": 4},
+        "ggss-ss",
+        ["closed > open: slow calls", TRIED, "half_open > open: probes failed"],
+    ),
+    "slow calls may be ignored": ({}, "s" * 30, []),
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_transitions(world, story):
+    """What is done, what becomes of it: exactly these transitions, and in the stream the same."""
+    policy, letters, expected = STORIES[story]
+    klines, heard = world.circuit(**policy), []
+    klines.on_transition(lambda change: heard.append(f"{change.old} > {change.new}: {change.reason}"))
+    for letter in letters:
+        if letter in WAITS:
+            world.sleep(WAITS[letter])
+        else:
+            ask = Ask("binance", (klines,), (), gate=None)
+            world.guard.settle(world.guard.admit(ask).lease, LETTERS[letter])
+    assert heard == expected
+    assert [
+        f"{event.old} > {event.new}: {event.reason}" for event in world.store.events("binance")
+    ] == expected
+
+
+def test_a_longer_wait_of_the_server_wins(world):
+    """An outage announced for three hours is not probed after a minute."""
+    klines = world.circuit(failures=1)
+    world.call(klines, result=CallResult.of(ServerError(retry_after_s=10_800), latency_s=0.1))
+    world.sleep(10_799)
+    assert world.refuse(klines).retry_at == world.now + timedelta(seconds=1)
+    world.sleep(1)
+    assert world.call(klines, result=CallResult.of(ServerError(retry_after_s=1), latency_s=0.1)) == []
+    world.call(klines, result=BAD)
+    assert world.refuse(klines).retry_at == world.now + timedelta(seconds=90)
+
+
+def test_what_was_decided_comes_back_first(world):
+    """A store that knows nothing of a circuit asks before anything is admitted, and only then."""
+    asked, decided = [], {"klines": Override(CircuitState.FORCED_OPEN, "ada", "an audit")}
+
+    def recall(api, name):
+        asked.append((api, name))
+        return decided.get(name)
+
+    world.remember(recall)
+    klines, trades = world.circuit(), world.circuit("trades")
+    for _ in range(3):
+        assert world.refuse(klines).reason == "forced_open"
+        world.call(trades)
+    assert asked == [("binance", "klines"), ("binance", "trades")]
+    assert klines.get_status()["forced"]["why"] == "an audit"
+    klines.reset()
+    world.call(klines)
+    assert len(asked) == 2
+
+
+def test_what_cannot_be_recalled_is_not_admitted(world):
+    """A database that is away must not let a forced circuit be called."""
+
+    def recall(api, name):
+        raise DatabaseError
+
+    world.remember(recall)
+    with pytest.raises(DatabaseError):
+        world.guard.admit(world.ask(world.circuit()))
 
 
 def test_unknown_circuit_is_closed(world):
@@ -869,7 +996,7 @@ def test_listeners_hear_each_transition_once(world):
 
 def test_every_key_ends(each_redis_url):
     """Nothing stays in Redis for ever, and one slot holds all of an API."""
-    world = World(lambda clock: RedisStore(each_redis_url, now_us=clock))
+    world = World(partial(RedisStore, each_redis_url))
     world.store.mark_fresh(["binance"])
     klines, seats = world.circuit(), limit("5 at once")
     bucket = limit("600/1m", reserve=0.2, weight_max=3)

@@ -1,14 +1,24 @@
-"""The breaker alone, as pybreaker's users know it."""
+"""The breaker alone, as pybreaker's users know it, and with its own verbs."""
 
+import asyncio
+import inspect
+import json
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pybreaker
 import pytest
 
 from resilience.breaker import CircuitBreaker
-from resilience.errors import CircuitOpenError, ConfigurationError, NotFoundError, ServerError
+from resilience.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+)
 from resilience.policy import BreakerPolicy
+from resilience.store import CircuitState
 from resilience.store.memory import MemoryStore
 
 
@@ -265,3 +275,315 @@ def test_rate_alone(clock):
     breaker.call(int)
     trip(breaker, 2)
     assert breaker.current_state == "open"
+
+
+def half_open(breaker, clock):
+    trip(breaker)
+    clock.sleep(60)
+
+
+def test_check_then_record(breaker, clock):
+    """The verbs of those who make the call themselves: three failures of three open it, two good ones close it."""
+    for _ in range(5):
+        assert breaker.can_attempt()
+        breaker.record_failure(ServerError())
+    assert not breaker.can_attempt()
+    clock.sleep(60)
+    for state in ("half_open", "closed"):
+        assert breaker.can_attempt()
+        assert breaker.current_state == "half_open"
+        breaker.record_success()
+        assert breaker.current_state == state
+
+
+def test_asking_again_takes_no_second_permit(breaker, clock):
+    """Who asks ten times before a call holds one permit, not ten."""
+    half_open(breaker, clock)
+    assert all(breaker.can_attempt() for _ in range(10))
+    assert breaker.view.free_permits == 2
+    breaker.record_success()
+    assert breaker.view.free_permits == 2  # of three calls one has been made
+
+
+def test_a_check_without_a_record_frees_its_permit(breaker, clock):
+    """After `permit_lease`, and what is recorded then comes too late to count as a probe."""
+    half_open(breaker, clock)
+    assert breaker.can_attempt()
+    clock.sleep(35)
+    assert breaker.view.free_permits == 3
+    breaker.record_failure()
+    assert breaker.get_status()["half_open"]["successes"] == 0
+    assert breaker.current_state == "half_open"
+
+
+def test_each_thread_holds_its_own(breaker, clock):
+    """Three threads ask, the fourth is told to wait, and one's record leaves the others theirs."""
+    half_open(breaker, clock)
+    asked, record = threading.Barrier(5, timeout=10), threading.Event()
+    told = []
+
+    def ask():
+        told.append(breaker.can_attempt())
+        asked.wait()
+        record.wait(10)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    asked.wait()
+    record.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(told) == [False, True, True, True]
+
+
+def test_recorded_without_asking(breaker, clock):
+    """It counts as a call; half-open only where a permit is free."""
+    for _ in range(5):
+        breaker.record_failure()
+    assert breaker.current_state == "open"
+    breaker.record_success()
+    assert breaker.current_state == "open"
+    clock.sleep(60)
+    with breaker.calling(), breaker.calling(), breaker.calling():
+        for _ in range(3):
+            breaker.record_failure()
+    assert breaker.current_state == "closed"
+
+
+def test_two_429s_open_a_circuit_of_two():
+    """Where the server names no wait, each is a failure."""
+    breaker = CircuitBreaker(2, name="it")
+    for _ in range(2):
+        assert breaker.can_attempt()
+        breaker.record_failure(RateLimitError(status=429))
+    assert not breaker.can_attempt()
+
+
+def test_status_of_a_new_circuit(breaker):
+    """Every field is there before the first call, and none is a guess."""
+    assert breaker.get_status() == {
+        "api": "local",
+        "circuit": "it",
+        "state": "closed",
+        "failure_count": 0,
+        "consecutive_successes": 0,
+        "failure_threshold": 5,
+        "open_for_s": 60.0,
+        "retry_at": None,
+        "last_failure_at": None,
+        "last_state_change_at": None,
+        "half_open": None,
+        "statistics": {
+            "total_successes": 0,
+            "total_failures": 0,
+            "circuit_opens": 0,
+            "successful_recoveries": 0,
+            "failed_recoveries": 0,
+            "time_in_open_s": 0.0,
+            "last_open_at": None,
+        },
+        "error_rate": 0.0,
+        "health_score": 1.0,
+        "health_recent": 1.0,
+        "forced": None,
+    }
+
+
+def test_status_after_a_failed_recovery(breaker, clock):
+    """What happened, in numbers and UTC: opened at 22:13:20, reopened for 90 s, now half-open again."""
+    breaker.call(int)
+    half_open(breaker, clock)
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            breaker.call(fail)
+    clock.sleep(90)
+    breaker.call(int)
+    told = json.loads(json.dumps(breaker.get_status()))
+    assert told["half_open"] == {
+        "attempts": 1,
+        "successes": 1,
+        "max_calls": 3,
+        "success_threshold": 2,
+        "success_rate": 1.0,
+    }
+    assert told["statistics"] == {
+        "total_successes": 2,
+        "total_failures": 7,
+        "circuit_opens": 2,
+        "successful_recoveries": 0,
+        "failed_recoveries": 1,
+        "time_in_open_s": 150.0,
+        "last_open_at": "2023-11-14T22:14:20Z",
+    }
+    assert told["open_for_s"] == 90
+    assert told["last_failure_at"] == "2023-11-14T22:14:20Z"
+    assert told["last_state_change_at"] == "2023-11-14T22:15:50Z"
+    assert told["health_score"] == 2 / 9
+
+
+def test_health_has_two_memories(breaker, clock):
+    """A bad hour stays in the lifetime's score and leaves the recent one."""
+    trip(breaker, 4)
+    breaker.call(int)
+    assert (breaker.get_status()["health_score"], breaker.get_status()["health_recent"]) == (0.2, 0.2)
+    clock.sleep(3600)
+    breaker.call(int)
+    told = breaker.get_status()
+    assert (round(told["health_score"], 3), told["health_recent"]) == (0.333, 1.0)
+
+
+def test_metrics(breaker, clock):
+    """The four figures, while it is open and after."""
+    assert breaker.get_metrics() == {
+        "state": "closed",
+        "failure_count": 0,
+        "error_rate": 0.0,
+        "time_until_retry_s": 0.0,
+    }
+    breaker.call(int)
+    trip(breaker)
+    clock.sleep(18)
+    assert breaker.get_metrics() == {
+        "state": "open",
+        "failure_count": 5,
+        "error_rate": 5 / 6,
+        "time_until_retry_s": 42.0,
+    }
+
+
+def test_forced_says_who_and_why(breaker, clock):
+    """And until when; closing it ends that."""
+    until = datetime(2023, 11, 15, tzinfo=UTC)
+    breaker.force(CircuitState.FORCED_OPEN, by="ada", why="the provider has maintenance", until=until)
+    assert breaker.get_status()["forced"] == {
+        "by": "ada",
+        "why": "the provider has maintenance",
+        "since_at": "2023-11-14T22:13:20Z",
+        "until_at": "2023-11-15T00:00:00Z",
+    }
+    with pytest.raises(CircuitOpenError, match="forced_open"):
+        breaker.call(int)
+    clock.sleep(3600)
+    assert breaker.get_status()["statistics"]["time_in_open_s"] == 3600
+    breaker.reset()
+    assert (breaker.get_status()["forced"], breaker.call(int)) == (None, 0)
+
+
+def test_forced_without_an_end(breaker):
+    """Nobody knows when to come back."""
+    breaker.force(CircuitState.FORCED_OPEN, by="ada", why="an audit")
+    assert breaker.get_metrics()["time_until_retry_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "told"),
+    [
+        (CircuitState.OPEN, {"by": "ada", "why": "an audit"}, "forced_open or disabled"),
+        (CircuitState.DISABLED, {"by": " ", "why": "an audit"}, "by= takes"),
+        (CircuitState.DISABLED, {"by": "ada", "why": "x" * 201}, "why= takes 1 … 200 letters, not 201"),
+    ],
+)
+def test_force_wants_to_know(breaker, state, words, told):
+    """A circuit that nobody admits to have forced is a riddle at night."""
+    with pytest.raises(ConfigurationError, match=told):
+        breaker.force(state, **words)
+
+
+def test_callbacks_hear_transitions(clock):
+    """With actor, reason and time; one that fails is only logged."""
+    heard = []
+    store = MemoryStore(now_us=lambda: clock.now_us, actor="here:1")
+    breaker = CircuitBreaker(fail_max=1, name="it", store=store)
+    breaker.on_transition(lambda change: heard.append((change.old, change.new, change.reason, change.actor)))
+    breaker.on_transition(fail)
+    trip(breaker, 1)
+    breaker.force(CircuitState.DISABLED, by="ada", why="it errs")
+    assert heard == [
+        ("closed", "open", "consecutive failures", "here:1"),
+        ("open", "disabled", "it errs", "ada"),
+    ]
+
+
+async def double(number):
+    await asyncio.sleep(0)
+    if number < 0:
+        fail()
+    return 2 * number
+
+
+def test_async(clock):
+    """A coroutine function is awaited under the circuit, also where several run at once."""
+    breaker = CircuitBreaker(2, name="it", store=MemoryStore(now_us=lambda: clock.now_us))
+    guarded = breaker(double)
+    assert inspect.iscoroutinefunction(guarded)
+
+    async def run():
+        assert await asyncio.gather(*(guarded(number) for number in range(3))) == [0, 2, 4]
+        for _ in range(2):
+            with pytest.raises(ValueError):
+                await breaker.call_async(double, -1)
+        with pytest.raises(CircuitOpenError):
+            await guarded(1)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_call_says_nothing(breaker, clock):
+    """It gives its permit back."""
+    half_open(breaker, clock)
+
+    async def run():
+        task = asyncio.create_task(breaker.call_async(asyncio.sleep, 60))
+        await asyncio.sleep(0)
+        assert breaker.view.free_permits == 2
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert (breaker.view.free_permits, breaker.current_state) == (3, "half_open")
+
+
+def test_tasks_hold_their_own(breaker, clock):
+    """What one asyncio task asked for another does not record."""
+    half_open(breaker, clock)
+
+    async def attempt(good):
+        assert breaker.can_attempt()
+        await asyncio.sleep(0)
+        breaker.record_success() if good else breaker.record_failure()
+
+    async def run():
+        await asyncio.gather(attempt(good=True), attempt(good=False), attempt(good=True))
+
+    asyncio.run(run())
+    assert breaker.current_state == "closed"
+
+
+def test_methods_can_be_decorated(breaker):
+    """They get their object."""
+
+    class Shop:
+        price = 3
+
+        @breaker
+        def sell(self, count):
+            return count * self.price
+
+    assert Shop().sell(2) == 6
+
+
+@pytest.mark.parametrize(("calls", "successes"), [(1, 1), (3, 2), (5, 3)])
+def test_other_ways_to_recover(clock, calls, successes):
+    """One good call closes, or two of three, or three of five."""
+    policy = BreakerPolicy(
+        half_open_calls=calls, half_open_successes=successes, open_for=timedelta(seconds=300)
+    )
+    breaker = CircuitBreaker(name="it", policy=policy, store=MemoryStore(now_us=lambda: clock.now_us))
+    trip(breaker)
+    clock.sleep(300)
+    for _ in range(successes):
+        assert breaker.current_state == "half_open"
+        breaker.call(int)
+    assert breaker.current_state == "closed"

@@ -62,19 +62,41 @@ def test_burst_is_counted_inside():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "told"),
     [
-        {"failures": None, "rate": None},
-        {"failures": 0},
-        {"rate": 0.0},
-        {"rate": 1.1},
-        {"half_open_successes": 0},
-        {"half_open_successes": 4},
+        ({"failures": None, "rate": None}, "needs `failures`, `rate` or `slow_rate`"),
+        ({"failures": 0}, "failures is 0, but has to be a whole number of at least 1"),
+        ({"failures": 2.5}, "failures is 2.5"),
+        ({"rate": 0.0}, "rate is 0.0, but has to be above 0"),
+        ({"rate": 1.1}, "rate is 1.1"),
+        ({"slow_rate": -1}, "slow_rate is -1"),
+        ({"window": timedelta(seconds=-1)}, "window is -1 day, 23:59:59, but has to be 1 millisecond"),
+        ({"window": timedelta()}, "window is 0:00:00"),
+        ({"min_calls": 0}, "min_calls is 0"),
+        ({"open_for": timedelta()}, "open_for is 0:00:00"),
+        (
+            {"open_for": timedelta(hours=2)},
+            r"open_max is 1:00:00, but has to be at least open_for \(2:00:00\)",
+        ),
+        ({"open_max": timedelta(days=999)}, "open_max is 999 days"),
+        ({"growth": 0.9}, "growth is 0.9, but has to be 1"),
+        ({"growth": float("nan")}, "growth is nan"),
+        ({"half_open_calls": 0}, "half_open_calls is 0"),
+        ({"half_open_successes": 0}, "half_open_successes is 0"),
+        (
+            {"half_open_successes": 4},
+            r"half_open_successes is 4, but has to be at most half_open_calls \(3\)",
+        ),
+        ({"permit_lease": timedelta(0)}, "permit_lease is 0:00:00"),
+        ({"slow_start_step": timedelta(seconds=-5)}, "slow_start_step is -1 day"),
+        ({"slow_after": timedelta(0)}, "slow_after is 0:00:00"),
+        ({"reopen_on": "never"}, "reopen_on is never, but has to be out_of_reach or first_failure"),
+        ({"rate_limited_trips": 0}, "rate_limited_trips is 0"),
     ],
 )
-def test_breaker_policy_that_cannot_work(wrong):
-    """It would never open, or never close."""
-    with pytest.raises(ConfigurationError):
+def test_breaker_policy_that_cannot_work(wrong, told):
+    """It would never open, or never close; the message says which number, and what it has to be."""
+    with pytest.raises(ConfigurationError, match=told):
         BreakerPolicy(**wrong)
 
 
