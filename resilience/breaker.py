@@ -252,7 +252,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def record_failure(self, error: BaseException | None = None) -> None:
         """A call failed. An error that says nothing about the service, as a 404, only gives back a permit."""
-        self._record(Kind.FAILURE if error is None else self._kind(error), error)
+        self._record(Kind.FAILURE if error is None else self.kind_of(error), error)
 
     def get_status(self) -> dict[str, Any]:
         """How the circuit stands, as JSON: `resilience.status.status` says what is in it. One round trip."""
@@ -323,9 +323,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         verdict = self.guard.admit(self._ask)
         if isinstance(verdict, Go):
             return verdict.lease
-        raise self._refusal(verdict)
+        raise self.refusal(verdict)
 
-    def _refusal(self, verdict: Verdict) -> CircuitOpenError:
+    def refusal(self, verdict: Verdict) -> CircuitOpenError:
+        """A verdict that lets no call through, as an exception."""
         if isinstance(verdict, Refuse):
             return verdict.error()
         assert isinstance(verdict, Wait)
@@ -354,7 +355,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         try:
             yield outcome
         except BaseException as error:
-            tripped = self._settle(lease, self._kind(error), time.perf_counter() - began, error)
+            tripped = self._settle(lease, self.kind_of(error), time.perf_counter() - began, error)
             if tripped and self._throw_new_error_on_trip:
                 raise CircuitOpenError(f"circuit {self.circuit} has opened", circuit=self.circuit) from error
             raise
@@ -365,7 +366,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         result = replace(CallResult.of(error, latency_s=latency_s), kind=kind)
         return any(change.new is CircuitState.OPEN for change in self.guard.settle(lease, result))
 
-    def _kind(self, error: BaseException) -> Kind:
+    def kind_of(self, error: BaseException) -> Kind:
         """As pybreaker's users know it: what is excluded counts as success, what is unknown as failure."""
         if not isinstance(error, Exception):
             return Kind.IGNORED

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+_NETWORK = (ConnectionError, TimeoutError)
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 
 
@@ -110,8 +111,9 @@ class Retry:
     """Makes a call again while its error is worth it: as a decorator, by `call`, or by `call_async`.
 
     `on` says which errors: classes, or a function that is given the error. Without it their class decides
-    (`recoverable`). A call that was refused (`CircuitOpenError`, `Throttled`) was none, and is never repeated
-    here; nor is one that was cancelled. A wait that the server names is never shortened.
+    (`recoverable`); of errors that do not say, the builtin ConnectionError and TimeoutError are worth it.
+    A call that was refused (`CircuitOpenError`, `Throttled`) was none, and is never repeated here; nor is one
+    that was cancelled. A wait that the server names is never shortened.
 
     The last error is raised as it is, or with `wrap` as the cause of a `RetryExhaustedError`. No wait is
     begun that would end more than `deadline_s` after the first call began. `on_retry` hears of each retry
@@ -195,7 +197,7 @@ class Retry:
         if isinstance(error, (Refused, pybreaker.CircuitBreakerError)):
             return False
         if self.on is None:
-            return bool(getattr(error, "recoverable", False))
+            return bool(getattr(error, "recoverable", isinstance(error, _NETWORK)))
         if isinstance(self.on, (type, tuple)):
             return isinstance(error, self.on)
         return self.on(error)
@@ -261,4 +263,5 @@ def retry(policy: Any = None, **options: Any) -> Any:
 
 
 def _name(func: Callable[..., Any]) -> str:
+    func = func.func if isinstance(func, functools.partial) else func
     return getattr(func, "__qualname__", None) or repr(func)

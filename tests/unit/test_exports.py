@@ -29,6 +29,7 @@ DEFINED = {
     },
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
     "resilience.breaker": {"CircuitBreaker", "StateName"},
+    "resilience.source": {"Source"},
     "resilience.retry": {"Retry", "RetryBudget", "Retrying"},
     "resilience.circuits": {"Circuits"},
     "resilience.limiter": {"RateLimiter"},

@@ -162,6 +162,14 @@ def test_on_says_which(world, call, on):
     assert upstream.calls == 2
 
 
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError()])
+def test_builtin_errors_of_the_network(world, call, error):
+    """Where nobody says anything, these are worth another call."""
+    upstream = Upstream(error)
+    call(world.retry(), upstream)
+    assert upstream.calls == 2
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 def test_nothing_holds_up_an_end(world, end):
     """Neither Ctrl-C nor a cancelled task is an error."""

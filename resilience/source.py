@@ -1,0 +1,278 @@
+"""One source of data as any program calls it: its circuit, its limits and its retries under one name.
+
+    binance = Source("binance", limits=["1200/1m"], retry=RetryPolicy(max_retries=5))
+    rows = binance.retry_with_backoff(exchange.fetch_ohlcv, "BTC/USDT")
+
+    @with_resilience("binance", limits=["1200/1m"])
+    def klines(symbol): ...
+
+Limits and circuit are asked before each real call and told how it ended; the retry is outside of them, and
+ends where the circuit refuses. For a circuit that counts only how the whole retry ended, put a breaker above
+a retry: `@breaker` over `@retry`.
+"""
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from resilience.breaker import CircuitBreaker
+from resilience.circuits import Circuits, circuits
+from resilience.errors import ConfigurationError, Throttled
+from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Lease, Refuse, Wait
+from resilience.limiter import RateLimiter
+from resilience.policy import BreakerPolicy, Limit, RetryPolicy
+from resilience.retry import Retry
+from resilience.store.memory import MemoryStore
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Source:
+    """A source of data: everybody who names the same one in the same store shares its circuit and its limits.
+
+    `circuit` is a name in the registry `known` (its store is the source's), or a breaker of your own, with
+    its `exclude`. An error that is not ours counts as a failure of the service, as every breaker's users
+    expect; ours say so themselves. `limits` are texts, `Limit`s shared by all who call the source, or
+    `RateLimiter`s. A call waits `patience_s` at most for its limits, then raises `Throttled`; behind an open
+    circuit it raises `CircuitOpenError` at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        circuit: str | CircuitBreaker = "all",
+        breaker: BreakerPolicy | None = None,
+        limits: Sequence[str | Limit | RateLimiter] = (),
+        retry: RetryPolicy | Retry | None = None,
+        patience_s: float = 60.0,
+        known: Circuits = circuits,
+        sleep: Callable[[float], object] = time.sleep,
+        sleep_async: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        if isinstance(circuit, CircuitBreaker) and breaker is not None:
+            raise ConfigurationError(f"source {name}: a CircuitBreaker brings its own policy")
+        self.name = name
+        self.circuit = (
+            circuit if isinstance(circuit, CircuitBreaker) else known.get(circuit, api=name, policy=breaker)
+        )
+        self.guard: Guard = self.circuit.guard
+        self.retry = retry if isinstance(retry, Retry) else Retry(retry, sleep=sleep, sleep_async=sleep_async)
+        self.patience_s = patience_s
+        api = self.circuit.api
+        self.ask = Ask(api, (self.circuit,), tuple(_limiter(limit, api) for limit in limits))
+        if isinstance(self.guard.store, MemoryStore):
+            self.guard.store.mark_fresh([api])  # nobody else can have called with it
+        self._sleep, self._sleep_async = sleep, sleep_async
+        self._counts = _Counts()
+
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, circuit={self.circuit.circuit!r})"
+
+    def __call__(self, func: F) -> F:
+        """Decorate a function or a coroutine function: each call of it is `retry_with_backoff`."""
+        if inspect.iscoroutinefunction(func):
+
+            @functools.wraps(func)
+            async def resilient_async(*args: Any, **kwargs: Any) -> Any:
+                return await self.retry_with_backoff_async(func, *args, **kwargs)
+
+            return resilient_async  # type: ignore[return-value]
+
+        @functools.wraps(func)
+        def resilient(*args: Any, **kwargs: Any) -> Any:
+            return self.retry_with_backoff(func, *args, **kwargs)
+
+        return resilient  # type: ignore[return-value]
+
+    def retry_with_backoff(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `func` again and again while its error is worth it; raises the last error."""
+        made = 0
+
+        @functools.wraps(func)
+        def attempt(*args: Any, **kwargs: Any) -> T:
+            nonlocal made
+            with self.calling(again=made > 0):
+                made += 1
+                return func(*args, **kwargs)
+
+        return self.retry.call(attempt, *args, **kwargs)
+
+    async def retry_with_backoff_async(
+        self, func: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any
+    ) -> T:
+        """`retry_with_backoff` for a coroutine function."""
+        made = 0
+
+        @functools.wraps(func)
+        async def attempt(*args: Any, **kwargs: Any) -> T:
+            nonlocal made
+            async with self.calling_async(again=made > 0):
+                made += 1
+                return await func(*args, **kwargs)
+
+        return await self.retry.call_async(attempt, *args, **kwargs)
+
+    @contextmanager
+    def calling(self, *, again: bool = False) -> Iterator[None]:
+        """The block of a `with` statement as one call: it begins when limits and circuit let it.
+
+        `again` counts it as a retry.
+        """
+        lease = self._enter()
+        began = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            self.guard.settle(lease, self._ended(error, began, again=again))
+            raise
+        self.guard.settle(lease, self._ended(None, began, again=again))
+
+    @asynccontextmanager
+    async def calling_async(self, *, again: bool = False) -> AsyncIterator[None]:
+        """`calling` for `async with`; a task that is cancelled gives back what it held."""
+        lease = await self._enter_async()
+        began = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            self.guard.settle(lease, self._ended(error, began, again=again))
+            raise
+        self.guard.settle(lease, self._ended(None, began, again=again))
+
+    def check_circuit_breaker(self) -> bool:
+        """Whether the circuit would let a call through now; only looks."""
+        view = self.circuit.view
+        return view.state in {CircuitState.CLOSED, CircuitState.DISABLED} or view.free_permits > 0
+
+    def record_rate_limit(self, retry_after: float | None = None) -> None:
+        """The server wants to hear nothing for `retry_after` seconds: nobody calls who shares its limits.
+
+        None is a minute, doubled while it goes on.
+        """
+        result = CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after)
+        self.guard.settle(self.guard.unasked(self.ask), result)
+
+    def record_success(self) -> None:
+        """A call that was made without this object went well."""
+        self._counts.add(None)
+        self.circuit.record_success()
+
+    def record_failure(self, error: BaseException | None = None) -> None:
+        """A call that was made without this object failed; what its class says decides whether it counts."""
+        self._counts.add(error or Exception("unknown"))
+        self.circuit.record_failure(error)
+
+    def get_health_status(self) -> dict[str, Any]:
+        """The circuit (as its `get_status`) and what this process has called, as JSON.
+
+        `calls` are those that were really made, `retries` and `failures` of them; `refused` were not made.
+        """
+        return {
+            "source": self.name,
+            "circuit": self.circuit.get_status(),
+            **self._counts.told(),
+        }
+
+    def reset(self) -> None:
+        """Close the circuit, and count anew."""
+        self.circuit.close()
+        self._counts = _Counts()
+
+    def _enter(self) -> Lease:
+        ticket, left_s = None, self.patience_s
+        while not isinstance(verdict := self.guard.admit(self.ask, ticket=ticket), Go):
+            ticket, wait_s = self._must_wait(verdict, left_s)
+            self._sleep(wait_s)
+            left_s -= wait_s
+        return verdict.lease
+
+    async def _enter_async(self) -> Lease:
+        ticket, left_s = None, self.patience_s
+        while not isinstance(verdict := self.guard.admit(self.ask, ticket=ticket), Go):
+            ticket, wait_s = self._must_wait(verdict, left_s)
+            await self._sleep_async(wait_s)
+            left_s -= wait_s
+        return verdict.lease
+
+    def _must_wait(self, verdict: Wait | Refuse, left_s: float) -> tuple[str | None, float]:
+        """The ticket and the wait; raises what stands against waiting."""
+        if isinstance(verdict, Wait) and verdict.reason != "half_open" and verdict.seconds <= left_s:
+            return verdict.ticket, verdict.seconds
+        self._counts.refuse()
+        if isinstance(verdict, Wait) and verdict.reason != "half_open":
+            raise Throttled(
+                f"{self.name}: the next call may start in {verdict.seconds:.2f} s ({verdict.reason})",
+                limit=verdict.key,
+                retry_after_s=verdict.seconds,
+            )
+        raise self.circuit.refusal(verdict)
+
+    def _ended(self, error: BaseException | None, began: float, *, again: bool) -> CallResult:
+        self._counts.add(error, again=again)
+        result = CallResult.of(error, latency_s=time.perf_counter() - began)
+        return result if error is None else replace(result, kind=self.circuit.kind_of(error))
+
+
+def with_resilience(name: str, **options: Any) -> Callable[[F], F]:
+    """Decorate a function of the source `name`: its circuit is called after the function.
+
+    The options are those of `Source`. A function that is not asked for anything else has three retries and
+    one of the circuits in `resilience.circuits.circuits`.
+    """
+
+    def decorate(func: F) -> F:
+        return Source(name, **{"circuit": func.__name__, **options})(func)
+
+    return decorate
+
+
+class _Counts:
+    """What became of the calls of one process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.calls = self.retries = self.failures = self.refused = 0
+        self.last_error: str | None = None
+        self.last_error_at: datetime | None = None
+
+    def add(self, error: BaseException | None, *, again: bool = False) -> None:
+        with self._lock:
+            self.calls += 1
+            self.retries += again
+            if error is not None:
+                self.failures += 1
+                self.last_error, self.last_error_at = type(error).__name__, datetime.now(UTC)
+
+    def refuse(self) -> None:
+        with self._lock:
+            self.refused += 1
+
+    def told(self) -> dict[str, Any]:
+        with self._lock:
+            at = self.last_error_at
+            return {
+                "calls": self.calls,
+                "retries": self.retries,
+                "failures": self.failures,
+                "refused": self.refused,
+                "last_error": self.last_error,
+                "last_error_at": at and at.isoformat().replace("+00:00", "Z"),
+            }
+
+
+def _limiter(limit: str | Limit | RateLimiter, api: str) -> RateLimiter:
+    if isinstance(limit, RateLimiter):
+        return limit
+    limit = Limit(limit) if isinstance(limit, str) else limit
+    if not isinstance(limit.per, str):
+        raise ConfigurationError(f"limit {limit.spec!r} of {api}: a function in per= needs a RateLimiter")
+    return RateLimiter(limit.spec, limit, api=api, key=limit.per)

@@ -1,0 +1,372 @@
+"""Circuit, limits and retries of one source under one name. The clock is the test's own."""
+
+import asyncio
+import json
+
+import pytest
+
+from resilience.breaker import CircuitBreaker
+from resilience.circuits import Circuits
+from resilience.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    Throttled,
+)
+from resilience.limiter import RateLimiter
+from resilience.policy import BreakerPolicy, Limit, RetryPolicy
+from resilience.retry import Retry, retry
+from resilience.source import Source, with_resilience
+from resilience.store.memory import MemoryStore
+
+
+class World:
+    """A clock that only waits move, a registry on it, and an upstream that can be told to fail."""
+
+    def __init__(self):
+        self.now_us = 1_700_000_000_000_000
+        self.waits, self.calls, self.errors = [], 0, []
+        self.known = Circuits(MemoryStore(now_us=lambda: self.now_us))
+
+    def sleep(self, seconds):
+        self.waits.append(round(seconds, 3))
+        self.now_us += round(seconds * 1e6)
+
+    async def sleep_async(self, seconds):
+        self.sleep(seconds)
+
+    def options(self, **options):
+        return {
+            "known": self.known,
+            "retry": RetryPolicy(jitter="none"),
+            "sleep": self.sleep,
+            "sleep_async": self.sleep_async,
+            **options,
+        }
+
+    def source(self, name="shop", **options):
+        return Source(name, **self.options(**options))
+
+    def fetch(self, symbol="BTC"):
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return symbol
+
+    async def fetch_async(self, symbol="BTC"):
+        await asyncio.sleep(0)
+        return self.fetch(symbol)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def method(source, world, *args):
+    return source.retry_with_backoff(world.fetch, *args)
+
+
+def method_async(source, world, *args):
+    return asyncio.run(source.retry_with_backoff_async(world.fetch_async, *args))
+
+
+def decorator(source, world, *args):
+    return source(world.fetch)(*args)
+
+
+def decorator_async(source, world, *args):
+    return asyncio.run(source(world.fetch_async)(*args))
+
+
+@pytest.fixture(params=[method, method_async, decorator, decorator_async], ids=lambda form: form.__name__)
+def call(request):
+    """The four forms behave alike."""
+    return request.param
+
+
+def test_call_goes_through(world, call):
+    """Arguments and result."""
+    assert call(world.source(), world, "ETH") == "ETH"
+    assert (world.calls, world.waits) == (1, [])
+
+
+def test_each_real_call_is_recorded_once(world, call):
+    """Three failures and a success are four calls to the circuit."""
+    source = world.source()
+    world.errors = [ServerError()] * 3
+    call(source, world)
+    statistics = source.get_health_status()["circuit"]["statistics"]
+    assert (statistics["total_failures"], statistics["total_successes"]) == (3, 1)
+
+
+def test_retry_stops_at_the_open_circuit(world, call):
+    """The third failure opens it: no fourth call is tried, and none of the next caller's."""
+    source = world.source(breaker=BreakerPolicy(failures=3), retry=RetryPolicy(attempts=9, jitter="none"))
+    world.errors = [ServerError()] * 9
+    with pytest.raises(CircuitOpenError) as caught:
+        call(source, world)
+    assert (world.calls, world.waits) == (3, [1, 2, 4])
+    assert caught.value.retry_at is not None
+    with pytest.raises(CircuitOpenError):
+        call(source, world)
+    assert world.calls == 3
+
+
+def test_half_open_without_a_permit_is_refused(world, call):
+    """Whoever probes already decides."""
+    source = world.source(breaker=BreakerPolicy(half_open_calls=1, half_open_successes=1))
+    source.circuit.half_open()
+    with source.calling(), pytest.raises(CircuitOpenError, match="permits"):
+        call(source, world)
+    assert world.waits == []
+
+
+def test_cancelled_calls_give_back_what_they_held(world):
+    """During the call the permit and the seat, while waiting nothing is held."""
+    source = world.source(
+        breaker=BreakerPolicy(half_open_calls=1, half_open_successes=1), limits=["1 at once"]
+    )
+    source.circuit.half_open()
+
+    async def main():
+        started = asyncio.Event()
+
+        async def hang():
+            started.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(source.retry_with_backoff_async(hang))
+        await started.wait()
+        assert source.circuit.view.free_permits == 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert source.circuit.view.free_permits == 1
+    assert source.retry_with_backoff(world.fetch) == "BTC"
+
+
+def test_limits_make_it_wait(world, call):
+    """Two at once, then at the limit's pace; the place is reserved."""
+    source = world.source(limits=[Limit("60/1m", burst=2)])
+    for _ in range(4):
+        call(source, world)
+    assert world.waits == pytest.approx([60 / 58] * 2, abs=0.01)
+
+
+def test_patience_ends(world, call):
+    """A gate that is closed for longer is told at once, with what is left of it."""
+    source = world.source(limits=["60/1m"], patience_s=30)
+    source.record_rate_limit(90)
+    with pytest.raises(Throttled) as caught:
+        call(source, world)
+    assert (caught.value.retry_after_s, world.waits, world.calls) == (90, [], 0)
+
+
+def test_patience_is_for_all_waits_together(world):
+    """Not for each of them anew."""
+    source = world.source(limits=["60/1m"], patience_s=30)
+    source.record_rate_limit(20)
+    source.guard.admit(source.ask)
+
+    def sleep(seconds):
+        world.sleep(seconds)
+        source.record_rate_limit(20)
+
+    source._sleep = sleep
+    with pytest.raises(Throttled):
+        source.retry_with_backoff(world.fetch)
+    assert world.waits == [20]
+
+
+def test_a_429_holds_back_everybody(world, call):
+    """The server's wait, by the gate and not by the retry's own: nobody else calls meanwhile."""
+    source, other = world.source(limits=["600/1m"]), world.source(limits=["600/1m"], patience_s=5)
+    world.errors = [RateLimitError(retry_after_s=30.0)]
+
+    def sleep(seconds):
+        with pytest.raises(Throttled):
+            other.retry_with_backoff(world.fetch)
+        world.sleep(seconds)
+
+    async def sleep_async(seconds):
+        sleep(seconds)
+
+    source.retry.sleep, source.retry.sleep_async = sleep, sleep_async
+    call(source, world)
+    assert world.calls == 2
+    assert 30 <= world.waits[0] <= 31
+
+
+def test_a_bad_symbol_opens_nothing(world, call):
+    """Our errors say themselves what they are about."""
+    source = world.source(breaker=BreakerPolicy(failures=2))
+    for _ in range(5):
+        world.errors = [NotFoundError()]
+        with pytest.raises(NotFoundError):
+            call(source, world)
+    assert source.check_circuit_breaker()
+
+
+def test_errors_of_others_count_unless_excluded(world, call):
+    """As every breaker's users expect."""
+    own = CircuitBreaker(2, exclude=[KeyError], name="own", api="shop", store=world.known.store)
+    source = world.source(circuit=own)
+    for error in [KeyError()] * 3 + [ValueError()] * 2:
+        world.errors = [error]
+        with pytest.raises(type(error)):
+            call(source, world)
+    assert not source.check_circuit_breaker()
+
+
+def test_a_source_is_its_name(world):
+    """Two objects of one name share circuit and limits; another name or circuit shares nothing."""
+    one, same, other = world.source(), world.source(), world.source("other")
+    endpoint = world.source(circuit="klines")
+    one.circuit.open()
+    assert [each.check_circuit_breaker() for each in (one, same, other, endpoint)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert sorted(world.known.views()) == ["other/all", "shop/all", "shop/klines"]
+
+
+def test_verbs_for_calls_made_elsewhere(world):
+    """check, record_failure, record_success, record_rate_limit: a loop of one's own."""
+    source = world.source(breaker=BreakerPolicy(failures=2), limits=["60/1m"])
+    source.record_failure(ServerError())
+    source.record_success()
+    source.record_failure()
+    assert source.check_circuit_breaker()
+    source.record_failure(NotFoundError())
+    assert source.check_circuit_breaker()
+    source.record_failure(ServerError())
+    assert not source.check_circuit_breaker()
+    source.reset()
+    assert source.check_circuit_breaker()
+    source.record_rate_limit()
+    with pytest.raises(Throttled) as caught:
+        world.source(limits=["60/1m"], patience_s=1).retry_with_backoff(world.fetch)
+    assert caught.value.retry_after_s == 60
+
+
+def test_check_only_looks(world):
+    """It takes no permit of a half-open circuit."""
+    source = world.source(breaker=BreakerPolicy(half_open_calls=1, half_open_successes=1))
+    source.circuit.half_open()
+    assert [source.check_circuit_breaker() for _ in range(3)] == [True] * 3
+    with source.calling():
+        assert not source.check_circuit_breaker()
+
+
+def test_health(world, call):
+    """The circuit's state and what was called, as JSON."""
+    source = world.source(breaker=BreakerPolicy(failures=3))
+    world.errors = [ServerError(), ServerError()]
+    call(source, world)
+    world.errors = [ServerError()] * 3
+    with pytest.raises(CircuitOpenError):
+        call(source, world)
+    health = source.get_health_status()
+    assert json.loads(json.dumps(health)) == health
+    assert health["source"] == "shop"
+    assert health["circuit"]["state"] == "open"
+    assert health["last_error_at"].endswith("Z")
+    assert {name: health[name] for name in ("calls", "retries", "failures", "refused", "last_error")} == {
+        "calls": 6,
+        "retries": 4,
+        "failures": 5,
+        "refused": 1,
+        "last_error": "ServerError",
+    }
+
+
+def test_decorator_by_name(world):
+    """The circuit is looked up once, by api and function: calls of one function share it, and it opens."""
+    options = world.options(breaker=BreakerPolicy(failures=2), retry=RetryPolicy(attempts=1))
+
+    @with_resilience("shop", **options)
+    def klines():
+        """Told."""
+        return world.fetch()
+
+    @with_resilience("shop", **options)
+    async def trades():
+        return await world.fetch_async()
+
+    for _ in range(2):
+        world.errors = [ServerError()]
+        with pytest.raises(ServerError):
+            klines()
+    with pytest.raises(CircuitOpenError):
+        klines()
+    assert asyncio.run(trades()) == "BTC"
+    assert (klines.__name__, klines.__doc__) == ("klines", "Told.")
+    assert {name: view.state for name, view in world.known.views().items()} == {
+        "shop/klines": "open",
+        "shop/trades": "closed",
+    }
+
+
+def test_a_breaker_above_a_retry_counts_how_it_ended(world):
+    """The coarse reading: four calls that failed are one failure."""
+    breaker = CircuitBreaker(2, name="coarse", store=world.known.store)
+
+    @breaker
+    @retry(RetryPolicy(attempts=4), sleep=world.sleep)
+    def fetch():
+        return world.fetch()
+
+    world.errors = [ServerError()] * 3
+    fetch()
+    assert breaker.fail_counter == 0
+    world.errors = [ServerError()] * 4
+    with pytest.raises(ServerError):
+        fetch()
+    assert (world.calls, breaker.fail_counter) == (8, 1)
+
+
+def test_a_retry_of_ones_own(world, call):
+    """With what a policy does not say."""
+    heard = []
+    source = world.source(
+        retry=Retry(
+            RetryPolicy(attempts=2),
+            on=KeyError,
+            on_retry=heard.append,
+            sleep=world.sleep,
+            sleep_async=world.sleep_async,
+        )
+    )
+    world.errors = [KeyError()]
+    call(source, world)
+    assert "fetch" in heard[0].name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limits": ["6000"]}, "6000"),
+        ({"limits": [Limit("60/1m", per=str)]}, "RateLimiter"),
+        ({"circuit": CircuitBreaker(name="own"), "breaker": BreakerPolicy()}, "its own policy"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(world, options, said):
+    """At construction."""
+    with pytest.raises(ConfigurationError, match=said):
+        world.source(**options)
+
+
+def test_a_limiter_of_ones_own(world):
+    """One per account, say."""
+    limiter = RateLimiter("orders", Limit("1 at once"), api="shop", key="account-7")
+    source, other = [world.source(limits=[limiter], patience_s=0.5) for _ in range(2)]
+    with source.calling(), pytest.raises(Throttled) as caught:
+        other.retry_with_backoff(world.fetch)
+    assert caught.value.limit == "orders"
