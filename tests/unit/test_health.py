@@ -1,0 +1,256 @@
+"""How well circuits are, together and each, and what probes find out."""
+
+import asyncio
+import json
+import logging
+import threading
+from datetime import timedelta
+
+import pytest
+
+from resilience.circuits import Circuits
+from resilience.errors import ConfigurationError, NotFoundError, ServerError, StoreUnavailableError
+from resilience.health import CollectorStatus, Detail, HealthMonitor, Probe, get_system_health, health
+from resilience.limiter import RateLimiter
+from resilience.policy import BreakerPolicy, Limit
+from resilience.store import CircuitState
+from resilience.store.memory import MemoryStore
+
+HEALTHY, DEGRADED, FAILED, CIRCUIT_OPEN = CollectorStatus
+POLICY = BreakerPolicy(failures=5, rate=0.9, min_calls=100, open_for=timedelta(seconds=60))
+OFTEN = Limit("6000/1m")
+
+
+class World:
+    """Circuits with a clock of their own."""
+
+    def __init__(self):
+        self.now_us = 1_700_000_000_000_000
+        store = MemoryStore(now_us=lambda: self.now_us)
+        store.mark_fresh(["shop"])
+        self.circuits = Circuits(store, policy=POLICY)
+        self.orders, self.stock = self.circuit("orders"), self.circuit("stock")
+        self.says, self.called, self.changes = None, 0, []
+
+    def circuit(self, name):
+        return self.circuits.get(name, api="shop")
+
+    def wait(self, seconds):
+        self.now_us += int(seconds * 1e6)
+
+    def call(self, breaker, *results):
+        for good in results:
+            breaker.record_success() if good else breaker.record_failure(ServerError())
+
+    def status(self, name="orders"):
+        return health(self.circuits)[f"shop/{name}"].status
+
+    def ping(self):
+        self.called += 1
+        if self.says is not None:
+            raise self.says
+
+    def monitor(self, *, limits=(), budget=OFTEN, **options):
+        probe = Probe(self.orders, self.ping, limits)
+        told = lambda before, now: self.changes.append((before.status, now.status))  # noqa: E731
+        return HealthMonitor(self.circuits, [probe], budget=budget, on_change=told, **options)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+# a circuit
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "status"),
+    [
+        (0, 0, HEALTHY),
+        (20, 1, HEALTHY),
+        (19, 1, HEALTHY),
+        (18, 1, DEGRADED),
+        (4, 4, DEGRADED),
+        (3, 4, FAILED),
+    ],
+)
+def test_status_goes_by_the_share_of_successes(world, good, bad, status):
+    """95 % is well, less than half is failed."""
+    world.call(world.orders, *[False] * bad, *[True] * good)
+    assert world.status() is status
+
+
+def test_an_open_circuit_and_its_recovery(world):
+    """Half-open is degraded until it is closed."""
+    world.call(world.orders, *[False] * 5)
+    assert world.status() is CIRCUIT_OPEN
+    world.wait(61)
+    assert world.status() is DEGRADED
+    for _ in range(2):
+        world.orders.call(lambda: None)
+    assert world.status() is HEALTHY
+
+
+def test_a_bad_day_is_remembered_but_not_held_against_it(world):
+    """The lifetime score stays low; the status goes by the window."""
+    world.call(world.orders, *[False] * 4, True)
+    world.wait(3600)
+    world.call(world.orders, True)
+    seen = health(world.circuits)["shop/orders"]
+    assert (seen.status, seen.health_recent) == (HEALTHY, 1.0)
+    assert seen.health_score == pytest.approx(2 / 6)
+
+
+def test_a_circuit_held_open_is_paused(world):
+    """Not broken: somebody wants it so."""
+    world.orders.force(CircuitState.FORCED_OPEN, by="ops", why="maintenance")
+    seen = health(world.circuits)["shop/orders"]
+    assert (seen.status, seen.detail, seen.healthy) == (CIRCUIT_OPEN, Detail.PAUSED, False)
+
+
+# the system
+
+
+def test_the_system_is_as_well_as_what_goes_on(world):
+    """One open circuit degrades it; only when none is left is it down."""
+    assert get_system_health(world.circuits)["status"] == "healthy"
+    world.call(world.orders, *[False] * 5)
+    seen = get_system_health(world.circuits)
+    assert (seen["healthy"], seen["status"]) == (True, "degraded")
+    assert {name: each["status"] for name, each in seen["circuits"].items()} == {
+        "shop/orders": "circuit_open",
+        "shop/stock": "healthy",
+    }
+    world.call(world.stock, *[False] * 5)
+    seen = get_system_health(world.circuits)
+    assert (seen["healthy"], seen["status"]) == (False, "circuit_open")
+
+
+def test_the_system_as_json(world):
+    """Everything a dashboard needs, and an empty program is well."""
+    assert (
+        json.loads(json.dumps(get_system_health(world.circuits)))["circuits"]["shop/stock"]["health_score"]
+        == 1.0
+    )
+    assert get_system_health(Circuits())["status"] == "healthy"
+
+
+# the monitor
+
+
+def test_a_probe_finds_a_service_that_is_away(world):
+    """Nobody else has called; the change is told once."""
+    monitor = world.monitor()
+    assert monitor.check()["shop/orders"].status is HEALTHY
+    world.says = ServerError("away")
+    for _ in range(9):
+        monitor.check()
+    assert world.status() is CIRCUIT_OPEN
+    assert world.changes[-1] == (FAILED, CIRCUIT_OPEN)
+    assert len(world.changes) == len(set(world.changes))
+    assert world.called == 6  # behind an open circuit nothing is called
+
+
+def test_a_probe_brings_a_circuit_back(world):
+    """Two that succeed close it, without any other call."""
+    monitor = world.monitor()
+    world.call(world.orders, *[False] * 5)
+    monitor.check()
+    assert world.called == 0
+    world.wait(61)
+    monitor.check()
+    monitor.check()
+    assert world.status() is HEALTHY
+    assert world.changes == [(CIRCUIT_OPEN, DEGRADED), (DEGRADED, HEALTHY)]
+
+
+def test_the_budget_of_probes_is_small_and_shared(world):
+    """Four a minute, however many monitors of a fleet check however often."""
+    monitors = [world.monitor(budget=Limit("4/1m")) for _ in range(5)]
+    for _ in range(60):
+        for monitor in monitors:
+            monitor.check()
+        world.wait(1)
+    assert 3 <= world.called <= 4
+
+
+def test_a_probe_counts_in_the_limits_and_takes_no_place(world):
+    """It is left out where there is no room, and whoever comes next does not wait for it."""
+    limiter = RateLimiter("calls", Limit("60/1m"), api="shop", key="api")
+    monitor = world.monitor(limits=(limiter,))
+    for _ in range(10):
+        monitor.check()
+    assert world.called == 1
+    world.wait(1.1)
+    monitor.check()
+    assert world.called == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(TypeError("bug"), FAILED), (ConnectionResetError(), FAILED), (NotFoundError(), HEALTHY)],
+)
+def test_what_a_probe_may_raise(world, error, status):
+    """What is none of ours is a failure; a service that says 404 is there."""
+    world.says = error
+    assert world.monitor().check()["shop/orders"].status is status
+
+
+def test_a_probe_that_hangs_has_failed(world):
+    """The round goes on."""
+    go = threading.Event()
+    monitor = HealthMonitor(world.circuits, [Probe(world.orders, go.wait)], timeout_s=0.01, budget=OFTEN)
+    assert monitor.check()["shop/orders"].status is FAILED
+    go.set()
+
+
+def test_the_thread(world):
+    """It checks at once and then again, and ends when told."""
+    twice = threading.Semaphore(0)
+    world.ping = twice.release
+    with world.monitor(every_s=0.001) as monitor:
+        monitor.start()
+        for _ in range(2):
+            assert twice.acquire(timeout=10)
+            world.wait(60)
+    assert not [thread for thread in threading.enumerate() if thread.name == "health"]
+
+
+def test_watching_in_an_event_loop(world):
+    """Until it is cancelled."""
+    probed = threading.Event()
+    world.ping = probed.set
+
+    async def main():
+        watching = asyncio.create_task(world.monitor().watch())
+        assert await asyncio.to_thread(probed.wait, 10)
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_away_ends_no_monitor(world, monkeypatch, caplog):
+    """The next round tries again; whoever checks by hand is told."""
+    checked = threading.Semaphore(0)
+
+    def away(*_):
+        checked.release()
+        raise StoreUnavailableError
+
+    monitor = world.monitor(every_s=0.001)
+    monkeypatch.setattr(world.circuits.store, "admit", away)
+    with pytest.raises(StoreUnavailableError):
+        monitor.check()
+    with caplog.at_level(logging.WARNING), monitor:
+        for _ in range(3):
+            assert checked.acquire(timeout=10)
+    assert "health is not known" in caplog.text
+
+
+def test_no_time_between_rounds(world):
+    """Would be a busy loop."""
+    with pytest.raises(ConfigurationError, match="every_s is 0"):
+        world.monitor(every_s=0)
