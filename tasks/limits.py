@@ -67,19 +67,29 @@ def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
     )
 
 
-@lru_cache(maxsize=65536)
 def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float) -> Ask:
     """Everything that has to agree before a unit of this endpoint and symbol may call."""
+    sharers = tuple(_sharing_key(limit, endpoint, symbol) for limit in _limits_of(endpoint))
+    return _shared_ask(endpoint, sharers, lane, weight)
+
+
+def _limits_of(endpoint: Endpoint) -> tuple[Limit, ...]:
+    return (*endpoint.api.limits, *endpoint.limits)
+
+
+# By who shares the limits and not by symbol: a worker that has seen 100,000 symbols would keep as many.
+@lru_cache(maxsize=1024)
+def _shared_ask(endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight: float) -> Ask:
     limiters = tuple(
         RateLimiter(
             name=limit.spec,
             limit=limit,
             api=endpoint.api.name,
-            key=_sharing_key(limit, endpoint, symbol),
+            key=sharer,
             weight_max=_weight_max(endpoint, limit),
             lease=_lease(),
         )
-        for limit in (*endpoint.api.limits, *endpoint.limits)
+        for limit, sharer in zip(_limits_of(endpoint), sharers, strict=True)
     )
     return Ask(
         api=endpoint.api.name,

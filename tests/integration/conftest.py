@@ -134,7 +134,7 @@ class Installation:
             registry.endpoint_of,
             limits._guard_of,
             limits.circuit_of,
-            limits.ask_for,
+            limits._shared_ask,
             http.client,
             store._engine_of,
         ):

@@ -23,6 +23,7 @@ from tasks.models import results, runs, schedules, units
 from tasks.outcomes import UnitState
 from tests.acceptance.fleet import Fleet
 from tests.benchmarks.measure import postgres
+from tests.deployments import Deployment
 from tests.soak import rows
 from tests.soak.faults import CALM, VICTIM, Faults
 from tests.soak.samples import Sampler
@@ -241,7 +242,7 @@ def installation(folder: Path, database: str, minutes: float):
             "ASANA_TOKEN": "soak",
             "NO_PROXY": "127.0.0.1",
         }
-        fleet = Fleet(folder, redis_url=server.url, database_url=url, **settings)
+        fleet = Fleet(folder, Deployment(database, url), redis_url=server.url, **settings)
         fleet.configure(toml(upstream))
         soak = Soak(fleet, upstream, server, minutes)
         try:
