@@ -218,10 +218,10 @@ class HealthMonitor:
 
     def check(self) -> dict[str, Health]:
         """Probe once, and say how well every circuit is. Raises StoreUnavailableError."""
+        last = self._last or health(self._circuits)
         for ask, call in self._probes:
             self._probe(ask, call)
-        found = health(self._circuits)
-        last, self._last = self._last, found
+        found = self._last = health(self._circuits)
         for name, now in found.items():
             before = last.get(name)
             if before is not None and before.status is not now.status:

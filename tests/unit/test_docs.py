@@ -76,7 +76,7 @@ def run(page):
 def test_every_page_with_programs_is_run():
     """A new one needs a test that looks at what it does."""
     pages = {path.name for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text()}
-    assert pages == {"collectors.md", "limits.md"}
+    assert pages == {"collectors.md", "concurrency.md", "fallbacks.md", "health.md", "limits.md"}
 
 
 def test_declared_collector_asks_as_the_page_says():
@@ -104,3 +104,40 @@ def test_circuit_and_guard_do_what_the_page_says(capsys):
     assert said[2].startswith("not called, again at ")
     assert alone["circuit"].current_state == "open"
     assert type(guarded["verdict"]).__name__ in {"Go", "Wait"}
+
+
+def test_ways_do_what_the_page_says(capsys):
+    """Down a tier, three kinds of failure told apart, and the decorators."""
+    run("fallbacks.md")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "{'id': '4711', 'source': 'sdk'} from sdk"
+    assert said[1] == "every way failed: {'sdk': 'no account 4711 today', 'rest': 'no account 4711 today'}"
+    assert said[2] == "tried 2 times, the last time: no account 4711 today"
+    assert said[3].startswith("not called: direct is open until ")
+    assert said[4:] == ["41000 0"]
+
+
+def test_many_calls_do_what_the_page_says(capsys):
+    """Items, pages, tasks, batches, and asyncio."""
+    run("concurrency.md")
+    assert capsys.readouterr().out.splitlines() == [
+        "BTC 300",
+        "USDC 400",
+        "{'BTC': 300, 'USDC': 400} [('LUNA', 'no market LUNA')]",
+        "[0, 1, 2, 3, 4, 5]",
+        "{'orders': 12} {'stock': ZeroDivisionError('division by zero')}",
+        "[0, 1, 4, 5, 6] but not [[2, 3]]",
+        *("0", "1", "4", "9", "16"),
+    ]
+
+
+def test_health_is_what_the_page_says(capsys):
+    """One answer, a monitor that finds out, and a symbol that comes back."""
+    run("health.md")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "True degraded"
+    assert re.fullmatch(r"shop/orders circuit_open 0\.0 \d{4}-.*Z", said[1])
+    assert said[2] == "shop/stock healthy 1.0 None"
+    assert said[3] == "circuit_open ['shop/orders has opened, 1 failures']"
+    assert [line.split()[:3] for line in said[4:7]] == [["shop/orders", "open", "1"]] * 3
+    assert said[7:] == ["True False", "False"]

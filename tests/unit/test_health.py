@@ -152,6 +152,13 @@ def test_a_probe_finds_a_service_that_is_away(world):
     assert world.called == 6  # behind an open circuit nothing is called
 
 
+def test_the_first_round_tells_what_it_finds(world):
+    """One failed probe of a circuit that was well before."""
+    world.says = ServerError("away")
+    world.monitor().check()
+    assert world.changes == [(HEALTHY, FAILED)]
+
+
 def test_a_probe_brings_a_circuit_back(world):
     """Two that succeed close it, without any other call."""
     monitor = world.monitor()
