@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
@@ -120,7 +120,7 @@ class _Wire:
     """What of a route's keys and arguments never changes, packed once."""
 
     def __init__(self, route: Route) -> None:
-        self.route = route
+        self._route = ref(route)  # the store keeps this as long as the route lives, which it must not prolong
         circuits, seats = route.circuits, [spec.key for spec in route.seats]
         self.buckets = [spec.key for spec in route.rates]
         shared = [*_circuit_keys(circuits), *route.gate_keys, *seats]
@@ -135,6 +135,13 @@ class _Wire:
         longest_us = max((spec.window_us for spec in route.rates), default=0)
         self.since_ttl = _pack(max(8 * _DAY_MS, 2 * longest_us // 1000))
         self._weights: dict[float, _Packed] = {}
+
+    @property
+    def route(self) -> Route:
+        """The route, which whoever asks holds."""
+        route = self._route()
+        assert route is not None
+        return route
 
     def rates(self, weight: float) -> _Packed:
         """The buckets' arguments for a call of this weight."""

@@ -1,10 +1,14 @@
 """Who shares a limit."""
 
+import gc
 from dataclasses import replace
 
 import pytest
 
+from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
+from resilience.store import Route
+from resilience.store.redis import RedisStore
 from tasks.collectors.registry import load
 from tasks.limits import _shared_ask, _sharing_key, ask_for, circuit_of
 from tasks.settings import get_settings
@@ -63,3 +67,13 @@ def test_symbols_with_limits_of_their_own_are_told_apart(some_redis):
     asked = [ask_for(endpoint, f"SYM{n}", Lane.LIVE, 2) for n in range(2000)]
     assert len({ask.limits[-1].key for ask in asked}) == 2000
     assert _shared_ask.cache_info().currsize <= 1024
+
+
+def test_what_is_packed_for_a_route_goes_with_it():
+    """Else a process with many routes, as limits per symbol make them, would grow for ever."""
+    store = RedisStore("redis://127.0.0.1:9/0")
+    for n in range(100):
+        rate = RateLimiter("r", Limit("60/1m"), api="a", key=f"symbol:{n}").spec
+        store._wire(Route("a", (), (rate,), (), None))
+    gc.collect()
+    assert len(store._wires) <= 1
