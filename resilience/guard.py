@@ -28,6 +28,7 @@ from resilience.errors import (
 from resilience.headers import quota_from
 from resilience.policy import Lane
 from resilience.store import (
+    FOREVER_US,
     Answer,
     Change,
     CircuitSpec,
@@ -36,14 +37,19 @@ from resilience.store import (
     Denial,
     Grant,
     Kind,
+    Ledger,
     RateSpec,
     Reading,
     Report,
     Request,
     Route,
     SeatSpec,
+    Settled,
     Store,
     Told,
+    Unrestored,
+    Unwritten,
+    WindowSpec,
 )
 
 if TYPE_CHECKING:  # a breaker on its own works through a guard
@@ -75,6 +81,8 @@ class Ask:
     """One call that wants to start: the circuits and limits it has to pass, and its weight in the limits.
 
     A 429 holds back everybody who shares one of the limits; where there is no limit, those with this `gate`.
+    `banned` names who is banned with it where no limit of the call is shared with them: its address, its
+    account.
     """
 
     api: str
@@ -83,6 +91,7 @@ class Ask:
     weight: float = 1.0
     lane: Lane = Lane.LIVE
     gate: str | None = "api"
+    banned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,35 +234,47 @@ class CircuitView:
 
 
 class Guard:
-    """Asks the store, and tells the breakers' listeners what became of it. Threads and forks may share it."""
+    """Asks the store, and tells the breakers' listeners what became of it. Threads and forks may share it.
 
-    def __init__(self, store: Store) -> None:
+    With a `ledger` the store is told what it has forgotten before anything is admitted, and a budget is spent
+    only after it was written down; whatever the ledger raises, `admit` raises.
+    """
+
+    def __init__(self, store: Store, ledger: Ledger | None = None) -> None:
         self.store = store
+        self.ledger = ledger
         self._routes: dict[tuple[object, ...], Route] = {}
 
-    def admit(self, ask: Ask, *, ticket: str | None = None) -> Verdict:
+    def admit(self, ask: Ask, *, ticket: str | None = None, patience_s: float | None = None) -> Verdict:
         """May this call start now? All or nothing: unless everything agrees, nothing is spent.
 
-        A live call that only has to wait for a rate limit gets a ticket; give it back when asking again.
+        A live call that only has to wait for a rate limit gets a ticket; give it back when asking again. No
+        place is kept for one that would have to wait longer than its patience.
         """
-        answer = self.store.admit(self._request(ask, ticket))
-        self._tell(ask, answer.changes)
-        return _verdict(ask, answer)
+        request = self._request(ask, ticket, patience_s)
+        return self._verdict(ask, request, self.store.admit(request))
 
     def settle(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
         """Report how the call ended, and give back what it held. Returns the transitions that this caused."""
-        changes = self.store.settle(_report(lease, result))
-        self._tell_result(lease.ask, result)
-        return self._tell(lease.ask, changes)
+        return self._heard(lease, result, self.store.settle(_report(lease, result)))
 
     def settle_and_admit(
         self, lease: Lease, result: CallResult, ask: Ask
     ) -> tuple[tuple[Transition, ...], Verdict]:
         """`settle` and the next `admit` in one round trip, for the next page of a call."""
-        changes, answer = self.store.settle_and_admit(_report(lease, result), self._request(ask, None))
-        self._tell_result(lease.ask, result)
-        told = self._tell(lease.ask, changes) + self._tell(ask, answer.changes)
-        return told, _verdict(ask, answer)
+        request = self._request(ask, None)
+        settled, answer = self.store.settle_and_admit(_report(lease, result), request)
+        told = self._heard(lease, result, settled)
+        verdict = self._verdict(ask, request, answer)
+        return told, verdict
+
+    def report(self, ask: Ask, result: CallResult, *, after: Lease | None = None) -> None:
+        """What is known of a call that holds nothing; `after` is the last one that is known to have
+        started.
+        """
+        started_us = 0 if after is None else after.grant.started_us
+        grant = Grant(self._request(ask, None), started_us, (), (), (), ())
+        self._heard(Lease(ask, grant), result, self.store.settle(_report(Lease(ask, grant), result)))
 
     def unasked(self, ask: Ask) -> Lease:
         """The lease of a call that was made without asking: what is said of it counts as far as it may."""
@@ -272,23 +293,55 @@ class Guard:
             breaker.circuit: view_of(reading) for breaker, reading in zip(breakers, readings, strict=True)
         }
 
-    def _request(self, ask: Ask, ticket: str | None) -> Request:
+    def _verdict(self, ask: Ask, request: Request, answer: Answer) -> Verdict:
+        """Do what the store asks for first, and ask again until it decides."""
+        self._tell(ask, answer.changes)
+        while isinstance(answer, Unrestored | Unwritten):
+            assert self.ledger is not None
+            if isinstance(answer, Unrestored):
+                self.store.restore(ask.api, self.ledger.remembered(ask.api))
+            else:
+                budget, begin_us = answer.budget, answer.begin_us
+                granted = self.ledger.allot(budget, begin_us, answer.wanted)
+                self.store.allot(budget, begin_us, granted)
+            answer = self.store.admit(request)
+            self._tell(ask, answer.changes)
+        return _verdict(ask, answer)
+
+    def _heard(self, lease: Lease, result: CallResult, settled: Settled) -> tuple[Transition, ...]:
+        self._tell_result(lease.ask, result)
+        for ban in settled.bans:
+            log.warning("%s: banned (%s) until %s", lease.ask.api, ban.sharer, _moment(ban.until_us))
+            if self.ledger is not None:
+                self.ledger.banned(lease.ask.api, ban)
+        return self._tell(lease.ask, settled.changes)
+
+    def _request(self, ask: Ask, ticket: str | None, patience_s: float | None = None) -> Request:
         specs = (
             ask.api,
             ask.gate,
             *[breaker.spec for breaker in ask.circuits],
             *[limiter.spec for limiter in ask.limits],
+            *ask.banned,
         )
         route = self._routes.get(specs) or self._lay(ask, specs)
         if ask.weight > 1:
             _check_weight(route, ask.weight)
-        return Request(route, os.urandom(9).hex(), ask.weight, ask.lane is Lane.LIVE, ticket)
+        return Request(
+            route,
+            os.urandom(9).hex(),
+            ask.weight,
+            ask.lane is Lane.LIVE,
+            ticket,
+            FOREVER_US if patience_s is None else round(patience_s * 1e6),
+            self.ledger is not None,
+        )
 
     def _lay(self, ask: Ask, specs: tuple[object, ...]) -> Route:
         if len(self._routes) >= _ROUTES_KEPT:
             self._routes.clear()
-        for spec in specs[2:]:
-            assert isinstance(spec, CircuitSpec | RateSpec | SeatSpec)
+        for spec in specs[2 : len(specs) - len(ask.banned)]:
+            assert isinstance(spec, CircuitSpec | RateSpec | SeatSpec | WindowSpec)
             if spec.api != ask.api:
                 raise ConfigurationError(f"{spec.name} belongs to {spec.api}, but {ask.api} asks for it")
         route = self._routes[specs] = Route(
@@ -297,6 +350,8 @@ class Guard:
             tuple(spec for spec in specs if isinstance(spec, RateSpec)),
             tuple(spec for spec in specs if isinstance(spec, SeatSpec)),
             ask.gate,
+            tuple(spec for spec in specs if isinstance(spec, WindowSpec)),
+            ask.banned,
         )
         return route
 
@@ -322,6 +377,8 @@ def _verdict(ask: Ask, answer: Answer) -> Verdict:
             return Go(Lease(ask, answer))
         case Delay():
             return Wait(answer.wait_us / 1e6, answer.ticket, answer.reason, answer.key)
+        case Unrestored() | Unwritten():  # pragma: no cover - answered before
+            raise AssertionError(answer)
         case Denial():
             circuit = ask.circuits[answer.index].circuit
             return Refuse(answer.reason, _moment(answer.until_us), circuit, answer.failures)
@@ -339,9 +396,10 @@ def _report(lease: Lease, result: CallResult) -> Report:
 
 
 def _told(ask: Ask, headers: Mapping[str, str]) -> Iterator[Told]:
-    """What the headers say of each rate limit, by its place among them."""
-    rates = (limiter.limit for limiter in ask.limits if isinstance(limiter.spec, RateSpec))
-    for index, limit in enumerate(rates):
+    """What the headers say of each limit, by its place among the buckets and after them the windows."""
+    buckets = [each.limit for each in ask.limits if isinstance(each.spec, RateSpec)]
+    windows = [each.limit for each in ask.limits if isinstance(each.spec, WindowSpec)]
+    for index, limit in enumerate((*buckets, *windows)):
         quota = quota_from(headers, limit)
         if quota is not None and quota.left is not None:
             yield Told(index, quota.left, round((quota.reset_s or 0.0) * 1e6))
@@ -364,6 +422,11 @@ def _check_weight(route: Route, weight: float) -> None:
             raise ConfigurationError(
                 f"a call of weight {weight:g} does not fit limit {spec.name} of {spec.api}: "
                 f"declare its weight_max (now {spec.burst_us / spec.unit_us:g} at once)"
+            )
+    for window in route.windows:
+        if weight > window.amount:
+            raise ConfigurationError(
+                f"a call of weight {weight:g} never fits limit {window.name} of {window.api}"
             )
 
 

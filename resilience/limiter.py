@@ -1,64 +1,247 @@
-"""A limit and who shares it."""
+"""A limit and who shares it: as a part of what a guard asks, or on its own."""
 
-import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
 
-from resilience.errors import ConfigurationError
+from resilience.errors import ConfigurationError, Throttled
+from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, Refuse, kind_of
+from resilience.headers import Quota, quota_from
 from resilience.policy import Limit
-from resilience.store import RateSpec, SeatSpec
+from resilience.spec import spec_of
+from resilience.statistics import statistics_of
+from resilience.store import LimitReading, RateSpec, SeatSpec, Store
+from resilience.store.memory import MemoryStore
 
 DEFAULT_LEASE = timedelta(seconds=35)
 
 
 class RateLimiter:
-    """A limit of an API (calls per window, or in flight) as one sharer has it: a host, an account, a symbol.
+    """A limit of an API as one sharer has it: a host, an account, a symbol.
 
-    `key` names the sharer: everyone who asks with the same api, limit and key shares what the limit allows.
-    `weight_max` is the largest weight a call may have. `lease` is how long a call in flight holds its seat
-    when its process dies; a call that takes longer than that is no longer counted.
+    `key` names the sharer: everyone who asks the same store with the same api, name and key shares what the
+    limit allows. `weight_max` is the largest weight a call may have. `lease` is how long a call in flight
+    holds its seat when its process dies; a call that takes longer than that is no longer counted.
 
-    No window of any phase lets more than the limit through, whoever asks and whenever. Where the store was
-    lost the bucket starts empty, and calls in flight have one lease to end.
+    No window of any phase lets more than a token bucket through, whoever asks and whenever. Where the store
+    was lost the bucket starts empty, a window counts as used up, and calls in flight have one lease to end.
+
+    A guard asks it together with circuits and other limits. On its own it blocks until a call may start:
+
+        limiter = RateLimiter("prices", "10/1s", store=RedisStore(url))
+        limiter.wait()                      or: with limiter.acquire() as permit: …
+
+    An `endpoint` has the same limit once more for itself, inside of the whole: its headers and 429s slow down
+    no other endpoint. Everything may raise `StoreUnavailableError`.
     """
 
     def __init__(
         self,
-        name: str,
-        limit: Limit,
+        name: str = "unknown",
+        limit: Limit | str = "10/1s",
         *,
-        api: str,
-        key: str,
+        api: str = "local",
+        key: str = "all",
         weight_max: float = 1,
         lease: timedelta = DEFAULT_LEASE,
+        store: Store | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if weight_max > limit.amount:
+        limit = Limit(limit) if isinstance(limit, str) else limit
+        if not 0 < weight_max <= limit.amount:
             raise ConfigurationError(
                 f"limit {limit.spec!r} of {api}: a call of weight {weight_max:g} never fits"
             )
         self.name, self.limit, self.api, self.key = name, limit, api, key
         self.weight_max = weight_max
-        self.spec = self._seats(lease) if limit.at_once else self._rate()
+        self.lease = lease
+        self.spec = spec_of(limit, name=name, api=api, key=key, weight_max=weight_max, lease=lease)
+        self.endpoints: dict[str, dict[str, Any]] = {}
+        self._store, self._sleep = store, sleep
+        self._parts: dict[str, RateLimiter] = {}
+        self._last: Lease | None = None
 
     def __repr__(self) -> str:
         return f"RateLimiter({self.name!r}, {self.limit.spec!r}, api={self.api!r}, key={self.key!r})"
 
-    def _seats(self, lease: timedelta) -> SeatSpec:
-        return SeatSpec(self.api, self.name, self.key, self.limit.amount, lease // timedelta(microseconds=1))
+    @cached_property
+    def guard(self) -> Guard:
+        """What asks the store. A store of its own begins with the limiter, so nobody was calling before."""
+        if self._store is None:
+            self._store = MemoryStore()
+            self._store.mark_fresh([self.api])
+        return Guard(self._store)
 
-    def _rate(self) -> RateSpec:
-        limit = self.limit
-        unit_us = math.ceil(1e6 / limit.rate_for(self.weight_max))
-        burst = math.ceil(limit.burst_for(self.weight_max))
-        window_us = round(limit.window_s * 1e6)
-        # In a window fit window / unit + burst, and with the slack this has to stay below amount + 1.
-        slack_us = min(unit_us - 1, max(0, (limit.amount + 1 - burst) * unit_us - window_us - 1))
-        return RateSpec(
-            self.api,
-            self.name,
-            self.key,
-            unit_us,
-            burst * unit_us,
-            slack_us,
-            1 - limit.reserve,
-            window_us,
+    def wait(self, weight: float = 1, timeout: float | None = None, *, endpoint: str | None = None) -> float:
+        """Block until a call may start, and return how many seconds that took.
+
+        Raises `Throttled` at once where it would take more than `timeout` seconds; no place is taken then.
+        """
+        if isinstance(self.spec, SeatSpec):
+            raise ConfigurationError(
+                f"limit {self.limit.spec!r} counts calls until they end: use `with limiter.acquire():`"
+            )
+        return self._enter(weight, timeout, endpoint).waited_s
+
+    def acquire(
+        self, weight: float = 1, timeout: float | None = None, *, endpoint: str | None = None
+    ) -> "Permit":
+        """Block like `wait`, for the block of a `with` statement: how that ends is learnt from."""
+        return self._enter(weight, timeout, endpoint)
+
+    def try_acquire(self, weight: float = 1, *, endpoint: str | None = None) -> "Permit | None":
+        """A permit if a call may start now, and None if it has to wait; nothing is reserved."""
+        try:
+            return self._enter(weight, 0, endpoint)
+        except Throttled:
+            return None
+
+    def parse_rate_limit_headers(
+        self, headers: Mapping[str, str], endpoint: str | None = None
+    ) -> Quota | None:
+        """Tell the store what an answer's headers say is left; None where they say nothing of this limit.
+
+        They make calls wait, and set the rate of an adaptive limit; they let no more through than the limit.
+        """
+        quota = quota_from(headers, self.limit)
+        if quota is not None:
+            self.endpoints[endpoint or self.name] = {
+                "limit": None if quota.limit is None else int(quota.limit),
+                "remaining": None if quota.left is None else int(quota.left),
+                "reset_s": quota.reset_s,
+            }
+            self._learn(CallResult(Kind.SUCCESS, 0.0, headers=headers), endpoint)
+        return quota
+
+    def record_429(self, retry_after: float | None = None, *, endpoint: str | None = None) -> None:
+        """The server said no: nobody calls for `retry_after` seconds, or where it named none for a minute,
+        doubled while they go on, 15 minutes at most. An adaptive rate is halved where it named none.
+        """
+        self._learn(CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after), endpoint)
+
+    def record_latency(self, seconds: float, *, endpoint: str | None = None) -> None:
+        """A good answer took this long: an adaptive rate follows. `acquire` does it by itself."""
+        self._learn(CallResult(Kind.SUCCESS, seconds), endpoint)
+
+    def adjust_rate(self, factor: float, *, endpoint: str | None = None) -> None:
+        """Run at this share of the declared rate from now on, in the whole fleet; 0.5 is half, 1 the way
+        back.
+        """
+        part = self._part(endpoint)
+        if not isinstance(part.spec, RateSpec):
+            raise ConfigurationError(f"limit {self.limit.spec!r} has no rate to adjust")
+        if not 0 < factor <= part.spec.start:
+            raise ConfigurationError(
+                f"limit {self.limit.spec!r}: a rate is adjusted by a factor of 0 … {part.spec.start:g} "
+                f"and not {factor:g}; beyond that it would pass the limit"
+            )
+        self.guard.store.adjust(part.spec, factor)
+
+    def read(self) -> LimitReading:
+        """How the limit stands in the store, in one round trip."""
+        return self.guard.store.limits([self.spec])[0]
+
+    def get_stats(self) -> dict[str, Any]:
+        """What the fleet did and waited, as JSON-safe numbers with their units; see `statistics.humanize`."""
+        parts = [self, *self._parts.values()]
+        readings = self.guard.store.limits([part.spec for part in parts])
+        return statistics_of(
+            self.name, self.limit, dict(zip([None, *self._parts], readings, strict=True)), self.endpoints
+        )
+
+    def _enter(self, weight: float, timeout: float | None, endpoint: str | None) -> "Permit":
+        ask, ticket, waited_s = self._ask(weight, endpoint), None, 0.0
+        while True:
+            left_s = None if timeout is None else max(timeout - waited_s, 0)
+            verdict = self.guard.admit(ask, ticket=ticket, patience_s=left_s)
+            if isinstance(verdict, Go):
+                self._last = verdict.lease
+                return Permit(self, verdict.lease, endpoint, waited_s)
+            assert not isinstance(verdict, Refuse)
+            if left_s is not None and verdict.seconds > left_s:
+                raise Throttled(
+                    f"{self.name}: the next call may start in {verdict.seconds:.2f} s ({verdict.reason})",
+                    limit=verdict.key,
+                    retry_after_s=verdict.seconds,
+                )
+            self._sleep(verdict.seconds)
+            waited_s += verdict.seconds
+            ticket = verdict.ticket
+
+    def _ask(self, weight: float, endpoint: str | None) -> Ask:
+        limits = (self,) if endpoint is None else (self, self._part(endpoint))
+        return Ask(self.api, (), limits, weight)
+
+    def _part(self, endpoint: str | None) -> "RateLimiter":
+        if endpoint is None:
+            return self
+        if endpoint not in self._parts:
+            self._parts[endpoint] = RateLimiter(
+                self.name,
+                self.limit,
+                api=self.api,
+                key=f"{self.key}/{endpoint}",
+                weight_max=self.weight_max,
+                lease=self.lease,
+                store=self.guard.store,
+            )
+        return self._parts[endpoint]
+
+    def _learn(self, result: CallResult, endpoint: str | None) -> None:
+        """Report what is known of a call without its lease; what is in flight when a gate closes is no
+        news.
+        """
+        self.guard.report(self._part(endpoint)._alone, result, after=self._last)  # noqa: SLF001
+
+    @cached_property
+    def _alone(self) -> Ask:
+        return Ask(self.api, (), (self,))
+
+
+class Permit:
+    """A call that may start. Leaving the `with` block says how it ended, and gives back its seat.
+
+    `waited_s` is how long it took to get it.
+    """
+
+    def __init__(self, limiter: RateLimiter, lease: Lease, endpoint: str | None, waited_s: float) -> None:
+        self.waited_s = waited_s
+        self._limiter, self._lease, self._endpoint = limiter, lease, endpoint
+        self._began = time.perf_counter()
+        self._settled = False
+
+    def refund(self) -> None:
+        """Nothing was sent: give back the seat, what a window counted, and a bucket's slot if it is the
+        newest.
+        """
+        if not self._settled:
+            self._settled = True
+            self._limiter.guard.release(self._lease)
+
+    def settle(self, result: CallResult) -> None:
+        """Say how the call ended, where that is not an exception."""
+        if self._settled:
+            return
+        self._settled = True
+        alone = self._endpoint is not None and result.kind is Kind.THROTTLED
+        self._limiter.guard.settle(self._lease, replace(result, kind=Kind.IGNORED) if alone else result)
+        if alone:
+            self._limiter._learn(result, self._endpoint)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.settle(
+            replace(
+                CallResult.of(error, latency_s=time.perf_counter() - self._began),
+                kind=kind_of(error),
+            )
         )

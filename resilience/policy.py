@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from resilience.errors import ConfigurationError
 from resilience.headers import Dialect
@@ -16,9 +17,13 @@ Per = Literal["api", "ip", "account", "endpoint", "symbol"] | Callable[[Any], st
 Jitter = Literal["full", "equal", "decorrelated", "additive", "none"]
 ReopenOn = Literal["out_of_reach", "first_failure"]
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_RATE = re.compile(r"^\s*(\d+)\s*/\s*(\d+)?\s*([smhd])\s*$")
-_AT_ONCE = re.compile(r"^\s*(\d+)\s+at\s+once\s*$")
+Algorithm = Literal["bucket", "window", "concurrency", "budget"]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "month": 30 * 86_400}
+_RATE = re.compile(r"\s*(\d+)\s*/\s*(\d+)?\s*(s|month|m|h|d)\s*")
+_AT_ONCE = re.compile(r"\s*(\d+)\s+at\s+once\s*")
+_READABLE = re.compile(r"\s*(\d+\s*(/\s*(\d+\s*)?((s|month|m|h|d)\s*)?|at\s+once\s*)?)?")
+
 
 _ATTEMPTS = 4
 _STEPS = 62  # more doublings than any cap needs, and fewer than a float holds
@@ -107,13 +112,20 @@ class BreakerPolicy:
 class Limit:
     """A limit of an API, in the words of its documentation.
 
-    `spec` is `"6000/1m"` (calls or weight per window) or `"5 at once"` (calls in flight). `per` names who
-    shares it. `used`, `remaining` and `reset` are the response headers that report it, or `headers` is their
-    dialect; without either, the usual families of headers are read. `reserve` is the share a backfill leaves
-    to live work while there is any.
+    `spec` is `"6000/1m"` (calls or weight per window), `"5 at once"` (calls in flight), or `"5000/1d"` and
+    `"100000/month"` (a budget, new at midnight). `per` names who shares it. `used`, `remaining` and `reset`
+    are the response headers that report it, or `headers` is their dialect; without either, the usual families
+    of headers are read. `reserve` is the share a backfill leaves to live work while there is any.
 
-    The burst (1 % of the amount, at least 1) is counted inside the amount: the bucket refills at
-    (amount - burst) / window, so no window of any phase lets more than `amount` through.
+    `algorithm` follows from the spec: at once is a concurrency, a day or a month a budget, all else a token
+    bucket: no window of any phase lets more than the amount through. Its burst (1 % of the amount, at least
+    1) is counted inside the amount: it refills at (amount - burst) / window. An API whose windows start on
+    the clock (each minute at :00, in UTC) may be given `algorithm="window"`: the whole amount at once, then
+    nothing until the next. `midnight` is the time zone of a budget's days.
+
+    `adaptive` lets a bucket find the rate that the API bears: 70 % of what its headers allow, half after a
+    429 that names no wait, slower while answers take over 2 s. It never passes the spec, or `max_rate` where
+    that is higher, and never goes below `min_rate` or a sixteenth of the spec (both in weight per second).
     """
 
     spec: str
@@ -123,21 +135,64 @@ class Limit:
     reset: str | None = None
     reserve: float = 0.0
     burst: int | None = None
+    algorithm: Algorithm | None = None
+    midnight: str = "UTC"
+    adaptive: bool = False
+    min_rate: float | None = None
+    max_rate: float | None = None
     headers: Dialect | None = None
 
     def __post_init__(self) -> None:
-        if not (_RATE.match(self.spec) or _AT_ONCE.match(self.spec)):
-            raise ConfigurationError(
-                f"limit {self.spec!r} is not understood: write '60/1m' (per s, m, h or d) or '5 at once'"
-            )
+        if not (_RATE.fullmatch(self.spec) or _AT_ONCE.fullmatch(self.spec)):
+            raise ConfigurationError(_not_understood(self.spec))
+        if problem := next(self._problems(), None):
+            raise ConfigurationError(f"limit {self.spec!r}{problem}")
+
+    def _problems(self) -> Iterator[str]:
         if self.amount < 1:
-            raise ConfigurationError(f"limit {self.spec!r} lets nothing through")
+            yield " lets nothing through"
+        if not self.at_once and self.window_s <= 0:
+            yield " has a window of no length"
         if not 0 <= self.reserve < 1:
-            raise ConfigurationError(
-                f"limit {self.spec!r}: reserve is {self.reserve}, but has to lie in 0 … 1"
-            )
+            yield f": reserve is {self.reserve}, but has to lie in 0 … 1: a share below all of it"
+        if self.burst is not None and self.burst < 1:
+            yield f": burst is {self.burst}, but has to be at least 1: nothing could ever start"
         if self.headers is not None and (self.used or self.remaining or self.reset):
-            raise ConfigurationError(f"limit {self.spec!r}: give `headers`, or the names of single headers")
+            yield ": give `headers`, or the names of single headers"
+        yield from self._problems_of_kind()
+        yield from self._problems_of_rates()
+
+    def _problems_of_kind(self) -> Iterator[str]:
+        if self.algorithm not in {None, *get_args(Algorithm)}:
+            yield f": algorithm is {self.algorithm!r}, but has to be one of {', '.join(get_args(Algorithm))}"
+        elif (self.kind == "concurrency") is not self.at_once:
+            yield f" does not fit algorithm {self.algorithm!r}: only 'N at once' is a concurrency"
+        elif self.kind in {"bucket", "window"} and self.period[1] == "month":
+            yield ": months differ in length: make it a budget, which knows that"
+        if self.at_once and self.reserve:
+            yield ": reserve is a share of what a window lets through, and this counts calls in flight"
+        if self.kind != "bucket":
+            named = [word for word in ("burst", "adaptive") if getattr(self, word)]
+            yield from (f": {word} is for token buckets, and this is a {self.kind}" for word in named)
+        if self.midnight != "UTC":
+            if not (self.kind == "budget" and self.calendar):
+                yield ": midnight is for budgets of days or months"
+            yield from _problems_of_zone(self.midnight)
+        if self.kind == "budget" and self.period[1] == "month" and 12 % self.period[0]:
+            yield f": a year does not divide into periods of {self.period[0]} months"
+
+    def _problems_of_rates(self) -> Iterator[str]:
+        named = [word for word in ("min_rate", "max_rate") if getattr(self, word) is not None]
+        if not self.adaptive:
+            yield from (
+                f": {word} bounds an adaptive rate: add adaptive=True, or leave it out" for word in named
+            )
+            return
+        rate = self.amount / self.window_s
+        if self.min_rate is not None and not 0 < self.min_rate <= rate:
+            yield f": min_rate is {self.min_rate:g} a second, but has to lie in 0 … {rate:g}: the limit"
+        if self.max_rate is not None and not rate <= self.max_rate < math.inf:
+            yield f": max_rate is {self.max_rate:g} a second, below the limit itself ({rate:g})"
 
     @property
     def dialect(self) -> Dialect | None:
@@ -147,22 +202,44 @@ class Limit:
         return self.headers
 
     @property
+    def kind(self) -> Algorithm:
+        """How it is counted."""
+        if self.algorithm is not None:
+            return self.algorithm
+        if self.at_once:
+            return "concurrency"
+        return "budget" if self.calendar else "bucket"
+
+    @property
     def at_once(self) -> bool:
         """Whether this counts calls in flight and not calls per window."""
-        return _AT_ONCE.match(self.spec) is not None
+        return _AT_ONCE.fullmatch(self.spec) is not None
+
+    @property
+    def calendar(self) -> bool:
+        """Whether its windows are days or a month of the calendar."""
+        match = _RATE.fullmatch(self.spec)
+        return match is not None and match[3] in {"d", "month"}
 
     @property
     def amount(self) -> int:
         """Calls (or weight) per window, or calls in flight."""
-        match = _RATE.match(self.spec) or _AT_ONCE.match(self.spec)
+        match = _RATE.fullmatch(self.spec) or _AT_ONCE.fullmatch(self.spec)
         assert match
         return int(match[1])
 
     @property
     def window_s(self) -> float:
-        """Length of the window in seconds; 0 for a limit of calls in flight."""
-        match = _RATE.match(self.spec)
+        """Length of the window in seconds (a month counts as 30 days); 0 for a limit of calls in flight."""
+        match = _RATE.fullmatch(self.spec)
         return float(int(match[2] or 1) * _SECONDS[match[3]]) if match else 0.0
+
+    @property
+    def period(self) -> tuple[int, str]:
+        """A window as written: how many of which unit (s, m, h, d, month)."""
+        match = _RATE.fullmatch(self.spec)
+        assert match
+        return int(match[2] or 1), match[3]
 
     def burst_for(self, weight: float = 1.0) -> float:
         """What may start at one instant: 1 % of the amount, at least the largest weight."""
@@ -179,6 +256,21 @@ class Limit:
         if burst >= self.amount:
             return (1 - 1e-6) / self.window_s
         return (self.amount - burst) / self.window_s
+
+
+def _not_understood(spec: str) -> str:
+    """Show the part of a limit that cannot be read."""
+    readable = _READABLE.match(spec)
+    rest = spec[readable.end() :] if readable else spec
+    where = f"cannot be read from {rest!r} on" if rest else "ends too early"
+    return f"limit {spec!r} {where}: write '60/1m' (per s, m, h, d or month) or '5 at once'"
+
+
+def _problems_of_zone(name: str) -> Iterator[str]:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        yield f": midnight is {name!r}, which is no time zone known here; write one like 'Europe/Berlin'"
 
 
 @dataclass(frozen=True, slots=True)

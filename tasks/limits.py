@@ -18,6 +18,7 @@ from resilience.policy import Lane, Limit
 from resilience.store.redis import RedisStore
 from tasks import store
 from tasks.collectors.spec import Endpoint
+from tasks.ledger import SqlLedger
 from tasks.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Announce(pybreaker.CircuitBreakerListener):  # type: ignore[misc]
 @lru_cache(maxsize=4)
 def _guard_of(url: str, pid: int) -> Guard:
     del pid  # connections are not shared with a forked child
-    return Guard(RedisStore(url))
+    return Guard(RedisStore(url), SqlLedger())
 
 
 def guard() -> Guard:
@@ -97,7 +98,14 @@ def _shared_ask(endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight
         limits=limiters,
         weight=weight,
         lane=lane,
+        banned=_banned_with(endpoint),
     )
+
+
+def _banned_with(endpoint: Endpoint) -> tuple[str, ...]:
+    """Whom a ban concerns, whatever the limits: this address, and the account where there is one."""
+    address = f"ip:{get_settings().ip_name}"
+    return (address,) if endpoint.api.auth is None else (address, "account")
 
 
 def _lease() -> timedelta:
@@ -146,4 +154,6 @@ def wave_weight(endpoint: Endpoint, seconds: float, *, hosts: int, slots: int) -
 def _room(limit: Limit, weight: float, seconds: float) -> float:
     if limit.at_once:
         return limit.amount * weight * seconds / TYPICAL_CALL_S
+    if limit.kind != "bucket":
+        return float(limit.amount)
     return limit.burst_for(weight) + limit.rate_for(weight) * seconds

@@ -299,11 +299,12 @@ budgets = Table(
 bans = Table(
     "bans",
     metadata,
-    Column("name", String(200), primary_key=True),  # the limit key whose gate is closed
     Column("api", String(100), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("name", String(200), nullable=False),  # the sharer whose gate is closed
+    Column("in_a_row", Integer, nullable=False),  # the how many-th in a row
     Column("since_at", UtcDateTime, nullable=False),
     Column("until_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("api", "name"),
 )
 
 accounts = Table(

@@ -42,12 +42,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "bans",
-        sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("api", sa.String(length=100), nullable=False),
-        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("in_a_row", sa.Integer(), nullable=False),
         sa.Column("since_at", UtcDateTime(timezone=True), nullable=False),
         sa.Column("until_at", UtcDateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_bans")),
+        sa.PrimaryKeyConstraint("api", "name", name=op.f("pk_bans")),
     )
     op.create_table(
         "budgets",

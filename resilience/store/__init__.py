@@ -3,6 +3,7 @@
 Times are integers of microseconds on the store's own clock, so that every store computes the same.
 """
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Protocol
 from resilience.store import keys
 
 DAY_US = 86_400_000_000
+FOREVER_US = 10_000 * DAY_US
 LATE_US = (
     1_000_000  # a ticket this late, or this near to the end of the queue, is booked anew if there is no room
 )
@@ -22,8 +24,17 @@ LIVE_SEEN_US = 10_000_000  # the reserve counts this long after live work was la
 PERMIT_WAIT_US = 2_000_000  # half-open without a free permit
 SEAT_WAIT_US = 1_000_000  # every seat is taken
 GATE_LEAST_US = 1_000_000  # a 429 that asks for no wait at all
+BUDGET_KEPT_US = 35 * DAY_US  # how long a restored budget is kept if nobody asks; SQL knows it anyway
 GATE_FIRST_US = 60_000_000  # a 429 that names no wait; doubles while they go on
 GATE_MOST_US = 900_000_000
+BAN_FIRST_US = 120_000_000  # a ban that names no end; doubles while one follows within a day of the other
+BAN_MOST_US = 3 * DAY_US
+QUIET_US = 300_000_000  # without a 429 for this long, a rate that was cut recovers
+RECOVERY_US = 60_000_000  # … by a tenth of the limit, this often
+LATENCY_US = 5_000_000  # slow and fast answers change a rate this often at most
+SLOW_US = 2_000_000
+FAST_US = 500_000
+KEPT_FACTOR_US = 30 * DAY_US  # a rate set by hand outlasts a quiet limit
 SLICES = 10  # the failure rate's window slides in this many steps
 EVENTS_KEPT = 1000  # transitions of one API, more or less
 FORCED_US = 30 * DAY_US  # how long an override without an end is kept
@@ -99,6 +110,9 @@ class RateSpec:
     slack_us: int
     share: float
     window_us: int
+    adaptive: bool = False
+    start: float = 1.0  # the rate is the bucket's own divided by a stretch: where it begins,
+    most: float = 1.0  # … and how slow it may get
 
     @cached_property
     def key(self) -> str:
@@ -126,6 +140,57 @@ class SeatSpec:
         """Where the seats are kept."""
         return keys.seats(self.api, self.name, self.sharer)
 
+    @cached_property
+    def gate(self) -> str:
+        """Where the sharer's gate is kept."""
+        return keys.gate(self.api, self.sharer)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowSpec:
+    """A limit per window of the clock or calendar: `amount`, whole at once, from each edge to the next.
+
+    `calendar` gives the edges around a time, at least three and the time between the first and the last;
+    without it the windows are `length_us` each, counted from 1970. `saved` is a budget, whose spending is
+    written down in blocks of `block` before it happens, where there is somewhere to write.
+    """
+
+    api: str
+    name: str
+    sharer: str
+    amount: int
+    length_us: int
+    share: float
+    saved: bool = False
+    calendar: Callable[[int], tuple[int, ...]] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Where the count is kept."""
+        return keys.window(self.api, self.name, self.sharer)
+
+    @cached_property
+    def gate(self) -> str:
+        """Where the sharer's gate is kept."""
+        return keys.gate(self.api, self.sharer)
+
+    @cached_property
+    def block(self) -> int:
+        """How much of a budget is written down at once."""
+        return max(1, self.amount // 100)
+
+    def bounds(self, now_us: int, about_us: int) -> tuple[int, int]:
+        """Begin and end of the window that holds `now_us`. The edges are asked for at `about_us`."""
+        edges = self.calendar(about_us) if self.calendar else ()
+        for begin, end in itertools.pairwise(edges):
+            if begin <= now_us < end:
+                return begin, end
+        begin = now_us - now_us % self.length_us
+        return begin, begin + self.length_us
+
+
+LimitSpec = RateSpec | SeatSpec | WindowSpec
+
 
 @dataclass(frozen=True, eq=False)
 class RetrySpec:
@@ -144,19 +209,32 @@ class RetrySpec:
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """Everything that one kind of call has to pass."""
+    """Everything that one kind of call has to pass. `banned` are sharers whom only a ban concerns here."""
 
     api: str
     circuits: tuple[CircuitSpec, ...]
     rates: tuple[RateSpec, ...]
     seats: tuple[SeatSpec, ...]
     gate: str | None = "api"
+    windows: tuple[WindowSpec, ...] = ()
+    banned: tuple[str, ...] = ()
+
+    @cached_property
+    def heard(self) -> int:
+        """How many of the gates a 429 closes: the sharers' of limits; where there is none, the route's
+        own.
+        """
+        return len(self._sharers)
+
+    @cached_property
+    def _sharers(self) -> tuple[str, ...]:
+        limits: tuple[LimitSpec, ...] = (*self.rates, *self.seats, *self.windows)
+        return tuple(dict.fromkeys(spec.sharer for spec in limits)) or ((self.gate,) if self.gate else ())
 
     @cached_property
     def gates(self) -> tuple[str, ...]:
-        """Whom a 429 silences: every sharer of a limit; where there is no limit, the gate's, if any."""
-        sharers = [spec.sharer for spec in self.rates] + [spec.sharer for spec in self.seats]
-        return tuple(dict.fromkeys(sharers)) or ((self.gate,) if self.gate else ())
+        """Whom a 429 silences, and after them whom only a ban does."""
+        return tuple(dict.fromkeys((*self._sharers, *self.banned)))
 
     @cached_property
     def gate_keys(self) -> tuple[str, ...]:
@@ -166,13 +244,19 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """May one call start? `id` is new for each request; `ticket` is what an earlier answer gave."""
+    """May one call start? `id` is new for each request; `ticket` is what an earlier answer gave.
+
+    No place is reserved for a call that has to wait longer than `patience_us`. With `ledger` the store first
+    asks to be told what it has forgotten, and spends of a budget only what is written down.
+    """
 
     route: Route
     id: str
     weight: float
     live: bool
     ticket: str | None = None
+    patience_us: int = FOREVER_US
+    ledger: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +275,8 @@ class Change:
 class Grant:
     """It may. `eras` and `permits` run along the route's circuits, `slots` and `costs` along its rates.
 
-    A slot is what the bucket showed as started and as booked; a place that was booked before shows 0.
+    `periods` says when each of the route's windows began. A slot is what the bucket showed as started and as
+    booked; a place that was booked before shows 0.
     """
 
     request: Request
@@ -200,6 +285,7 @@ class Grant:
     permits: tuple[bool, ...]
     slots: tuple[tuple[int, int], ...]
     costs: tuple[int, ...]
+    periods: tuple[int, ...] = ()
     changes: tuple[Change, ...] = ()
 
 
@@ -225,12 +311,63 @@ class Denial:
     changes: tuple[Change, ...] = ()
 
 
-Answer = Grant | Delay | Denial
+@dataclass(frozen=True, slots=True)
+class Unrestored:
+    """The store is empty: first `restore` what the ledger remembers of this API, then ask again."""
+
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """A budget's block is used up: first write down `wanted` more, `allot` it, then ask again."""
+
+    budget: WindowSpec
+    begin_us: int
+    wanted: int
+    changes: tuple[Change, ...] = ()
+
+
+Answer = Grant | Delay | Denial | Unrestored | Unwritten
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """A sharer whom the server has banned until then; the `count`-th time in a row."""
+
+    sharer: str
+    until_us: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was written down of a budget in the period that began then."""
+
+    key: str
+    begin_us: int
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What outlives a store, of one API."""
+
+    bans: tuple[Ban, ...] = ()
+    budgets: tuple[Spent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a call's end has changed: circuits, and who is banned since."""
+
+    changes: tuple[Change, ...] = ()
+    bans: tuple[Ban, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the server said of the rate limit at `index` of the route."""
+    """What the server said of the limit at `index` of the route's rates and after them its windows."""
 
     index: int
     remaining: float
@@ -239,7 +376,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a granted call ended, and what the server said of its limits.
+    """How a granted call ended (a latency of 0 is not known), and what the server said of its limits.
 
     A grant whose eras are -1 was never asked for: the call counts for the circuits as they stand, and as a
     probe where a permit is free.
@@ -323,16 +460,44 @@ class Event:
     actor: str
 
 
+@dataclass(frozen=True, slots=True)
+class LimitReading:
+    """A limit as it stands. What does not apply to its kind is 0.
+
+    `left` is what may start now (of a bucket its burst); `waiting` is weight with a reserved place; `stretch`
+    is by how much a bucket is slower than at its best, of that `factor` by hand; `used` counts seats or a
+    window's spending, which ends at `end_us`. Since its statistics began: calls, µs that reserved places
+    waited, 429s, changes of the rate, and the least and the greatest stretch. Its gate: until when, and
+    whether that is a ban.
+    """
+
+    left: float = 0.0
+    waiting: float = 0.0
+    stretch: float = 1.0
+    factor: float = 1.0
+    backoff_until_us: int = 0
+    used: int = 0
+    end_us: int = 0
+    calls: int = 0
+    waited_us: int = 0
+    violations: int = 0
+    adjustments: int = 0
+    least: float = 1.0
+    greatest: float = 1.0
+    gate_until_us: int = 0
+    banned: bool = False
+
+
 class Store(Protocol):
     """Decides atomically, on one clock. Everything may raise `StoreUnavailableError`."""
 
     def admit(self, request: Request) -> Answer:
         """Grant all of the route or spend nothing."""
 
-    def settle(self, report: Report) -> tuple[Change, ...]:
+    def settle(self, report: Report) -> Settled:
         """Learn from a call's end and give back what it held."""
 
-    def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
+    def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """Both at once, in this order."""
 
     def release(self, grant: Grant) -> None:
@@ -353,6 +518,18 @@ class Store(Protocol):
     def retry(self, spec: RetrySpec, earned_us: int) -> bool:
         """Add what first calls have earned, and take a retry out of the budget if it holds one."""
 
+    def limits(self, specs: Sequence[LimitSpec]) -> list[LimitReading]:
+        """How the limits stand; one never used, or lost, reads unused."""
+
+    def adjust(self, spec: RateSpec, factor: float) -> None:
+        """Run a bucket at this share of its rate from now on; 1 is the way back."""
+
+    def restore(self, api: str, remembered: Remembered) -> None:
+        """Tell an empty store what it forgot. What it knows better stays."""
+
+    def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
+        """So much more of the period that began then is written down; 0: there is no more."""
+
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """Say that nobody was calling these APIs until now.
 
@@ -360,3 +537,16 @@ class Store(Protocol):
         remembers the calls of the last window: buckets start empty, and calls in flight get one lease to end.
         Whoever knows that no worker was alive (a launcher with a new Redis) says so before the first call.
         """
+
+
+class Ledger(Protocol):
+    """What outlives a store: a database that says what an empty store has forgotten."""
+
+    def remembered(self, api: str) -> Remembered:
+        """Everything of this API that still holds."""
+
+    def allot(self, budget: WindowSpec, begin_us: int, wanted: int) -> int:
+        """Write down that so much more of a budget will be spent; returns how much of it there still was."""
+
+    def banned(self, api: str, ban: Ban) -> None:
+        """Write down a ban."""

@@ -33,6 +33,11 @@ def seats(api: str, name: str, sharer: str) -> str:
     return f"{_PREFIX}:{{{api}}}:seats:{name}:{sharer}"
 
 
+def window(api: str, name: str, sharer: str) -> str:
+    """Hash: what is used of a window or a budget, and of which."""
+    return f"{_PREFIX}:{{{api}}}:window:{name}:{sharer}"
+
+
 def gate(api: str, sharer: str) -> str:
     """Hash: until when the server wants to hear nothing from this sharer."""
     return f"{_PREFIX}:{{{api}}}:gate:{sharer}"
@@ -51,3 +56,8 @@ def retries(api: str, name: str) -> str:
 def since(api: str) -> str:
     """String: since when this store knows about every call to the API."""
     return f"{_PREFIX}:{{{api}}}:since"
+
+
+def restored(api: str) -> str:
+    """String: this store was told what outlives it."""
+    return f"{_PREFIX}:{{{api}}}:restored"

@@ -10,33 +10,40 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from resilience.store import (
-    GATE_FIRST_US,
-    GATE_LEAST_US,
-    GATE_MOST_US,
-    LATE_US,
-    LIVE_SEEN_US,
     SEAT_WAIT_US,
     TICKET_KEPT_US,
     Answer,
+    Ban,
     Change,
     CircuitSpec,
     Delay,
     Event,
     Grant,
     Kind,
+    LimitReading,
+    LimitSpec,
     Move,
     RateSpec,
     Reading,
     Recall,
+    Remembered,
     Report,
     Request,
     RetrySpec,
     Route,
     SeatSpec,
-    Told,
+    Settled,
+    Unrestored,
+    Unwritten,
+    WindowSpec,
+    keys,
     this_process,
 )
+from resilience.store.bucket import Bucket, Need, Pace, cost_of
 from resilience.store.circuit import CircuitTable
+from resilience.store.gate import Gate
+from resilience.store.reading import reading_of
+from resilience.store.window import Window
 
 
 def wall_clock_us() -> int:
@@ -45,48 +52,10 @@ def wall_clock_us() -> int:
 
 
 @dataclass(slots=True)
-class _Gate:
-    """Closed from `closed_us` to `until_us`; `strikes` counts the 429s in a row that named no wait."""
-
-    closed_us: int = 0
-    until_us: int = 0
-    strikes: int = 0
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """A token bucket as the times to which it is used up (GCRA).
-
-    `booked_us` counts the calls that started or have a slot, `started_us` only those that really started: a
-    slot tells a call when to come, but what keeps the limit in every window is that nothing starts unless
-    `started_us` has room. `backfill_us` is the pace of backfills while live work was seen (`live_us`).
-    """
-
-    booked_us: int
-    started_us: int
-    backfill_us: int = 0
-    live_us: int = 0
-    gate_us: int = 0
-
-
-@dataclass(slots=True)
 class _Ticket:
     issued_us: int
     end_us: int = 0
     slots: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Need:
-    """What one call needs of one rate limit: it has to wait `wait_us` more, for a slot if it has none."""
-
-    spec: RateSpec
-    bucket: _Bucket
-    cost: int
-    room: int
-    slot: int | None
-    late: bool = False
-    wait_us: int = 0
 
 
 class MemoryStore:
@@ -102,11 +71,14 @@ class MemoryStore:
         self._now_us = now_us
         self._lock = Lock()
         self._circuits = CircuitTable(actor or this_process(), recall)
-        self._buckets: dict[str, _Bucket] = {}
-        self._gates: dict[str, _Gate] = {}
+        self._buckets: dict[str, Bucket] = {}
+        self._paces: dict[str, Pace] = {}
+        self._windows: dict[str, Window] = {}
+        self._gates: dict[str, Gate] = {}
         self._seats: dict[str, dict[str, int]] = {}
         self._tickets: dict[str, _Ticket] = {}
         self._since: dict[str, int] = {}
+        self._restored: set[str] = set()
         self._retries: dict[str, int] = {}
 
     def admit(self, request: Request) -> Answer:
@@ -114,12 +86,12 @@ class MemoryStore:
         with self._lock:
             return self._admit(request, self._now_us())
 
-    def settle(self, report: Report) -> tuple[Change, ...]:
+    def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
         with self._lock:
             return self._settle(report, self._now_us())
 
-    def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
+    def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
         with self._lock:
             now = self._now_us()
@@ -132,6 +104,10 @@ class MemoryStore:
             self._circuits.take_back(route.circuits, id_)
             for seat in route.seats:
                 self._taken(seat).pop(id_, None)
+            for spec, begin in zip(route.windows, grant.periods, strict=True):
+                window = self._windows.get(spec.key)
+                if window and window.begin_us == begin:
+                    window.used -= math.ceil(grant.request.weight)
             for rate, slot, cost in zip(route.rates, grant.slots, grant.costs, strict=True):
                 bucket = self._buckets.get(rate.key)
                 if bucket and bucket.started_us == slot[0]:
@@ -165,38 +141,85 @@ class MemoryStore:
             self._retries[spec.key] = used if allowed else used - spec.unit_us
             return allowed
 
+    def limits(self, specs: Sequence[LimitSpec]) -> list[LimitReading]:
+        """See `Store.limits`."""
+        with self._lock:
+            now = self._now_us()
+            return [reading_of(spec, self._state(spec), self._gate(spec.gate), now) for spec in specs]
+
+    def adjust(self, spec: RateSpec, factor: float) -> None:
+        """See `Store.adjust`."""
+        with self._lock:
+            self._pace(spec).adjust(spec, factor, self._now_us())
+
+    def restore(self, api: str, remembered: Remembered) -> None:
+        """See `Store.restore`."""
+        with self._lock:
+            now = self._now_us()
+            self._restored.add(api)
+            for ban in remembered.bans:
+                self._gate(keys.gate(api, ban.sharer)).restore(ban.until_us, ban.count, now)
+            for spent in remembered.budgets:
+                kept = self._windows.get(spent.key)
+                if kept is None or kept.begin_us < spent.begin_us:
+                    self._windows[spent.key] = Window.restored(spent)
+
+    def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
+        """See `Store.allot`."""
+        with self._lock:
+            window = self._window(budget, self._now_us())
+            window.allot(budget, begin_us, amount)
+            self._windows[budget.key] = window
+
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""
         with self._lock:
             for api in apis:
                 self._since.setdefault(api, 1)
 
-    def _gate(self, key: str) -> _Gate:
-        return self._gates.get(key) or self._gates.setdefault(key, _Gate())
+    def _gate(self, key: str) -> Gate:
+        return self._gates.get(key) or self._gates.setdefault(key, Gate())
 
     def _taken(self, spec: SeatSpec) -> dict[str, int]:
         return self._seats.setdefault(spec.key, {})
 
+    def _pace(self, spec: RateSpec) -> Pace:
+        return self._paces.get(spec.key) or self._paces.setdefault(spec.key, Pace())
+
+    def _state(self, spec: LimitSpec) -> Bucket | Window | list[int] | None:
+        if isinstance(spec, SeatSpec):
+            return list(self._taken(spec).values())
+        if isinstance(spec, WindowSpec):
+            return self._windows.get(spec.key)
+        return self._buckets.get(spec.key) or Bucket(0, 0, self._pace(spec))
+
     def _admit(self, request: Request, now: int) -> Answer:
         route = request.route
+        if request.ledger and route.api not in self._restored:
+            return Unrestored()
         changes = self._circuits.wake(route.circuits, now)
         answer = (
             self._circuits.refusal(request, now)
             or self._gate_delay(route, now)
             or self._seat_delay(request, now)
+            or self._window_delay(request, now)
             or self._rates(request, now)
         )
         return replace(answer, changes=changes) if changes else answer
 
-    def _rates(self, request: Request, now: int) -> Delay | Grant:
+    def _rates(self, request: Request, now: int) -> Answer:
         needs = self._needs(request, self._circuits.slowdown(request.route.circuits, now), now)
-        return self._rate_delay(request, needs, now) or self._start(request, needs, now)
+        return (
+            self._rate_delay(request, needs, now)
+            or self._unwritten(request, now)
+            or self._start(request, needs, now)
+        )
 
     def _gate_delay(self, route: Route, now: int) -> Delay | None:
         for sharer, key in zip(route.gates, route.gate_keys, strict=True):
-            until = self._gate(key).until_us
-            if now < until:
-                return Delay(until - now, None, "gate", sharer)
+            gate = self._gate(key)
+            if now < gate.until_us:
+                return Delay(gate.until_us - now, None, "ban" if now < gate.banned_us else "gate", sharer)
         return None
 
     def _seat_delay(self, request: Request, now: int) -> Delay | None:
@@ -211,24 +234,47 @@ class MemoryStore:
                 return Delay(SEAT_WAIT_US, request.ticket, "seats", spec.name)
         return None
 
-    def _needs(self, request: Request, slowdown: int, now: int) -> list[_Need]:
+    def _window_delay(self, request: Request, now: int) -> Delay | None:
+        for spec in request.route.windows:
+            window = self._window(spec, now)
+            if request.live and spec.share < 1:
+                window.live_us = now
+                self._windows[spec.key] = window
+            if not window.fits(spec, math.ceil(request.weight), now, live=request.live):
+                reason = "budget" if spec.saved else "window"
+                return Delay(window.end_us - now, request.ticket, reason, spec.name)
+        return None
+
+    def _window(self, spec: WindowSpec, now: int) -> Window:
+        """The window as it stands. One that the store has not known from its beginning counts as used up;
+        a budget is what is written down.
+        """
+        begin, end = spec.bounds(now, now)
+        window = self._windows.get(spec.key)
+        if window is None:
+            known = spec.saved or self._since.setdefault(spec.api, now) <= begin
+            return Window(begin, end, 0 if known else spec.amount)
+        window.turn(begin, end)
+        return window
+
+    def _unwritten(self, request: Request, now: int) -> Unwritten | None:
+        if not request.ledger:
+            return None
+        for spec in request.route.windows:
+            window = self._window(spec, now)
+            if spec.saved and (wanted := window.unwritten(spec, math.ceil(request.weight))):
+                return Unwritten(spec, window.begin_us, wanted)
+        return None
+
+    def _needs(self, request: Request, slowdown: int, now: int) -> list[Need]:
         """How long each rate limit makes this call wait."""
         slots = self._slots(request, now) if request.live and request.ticket else {}
         needs = []
         for spec in request.route.rates:
             bucket = self._bucket(spec, now)
-            cost = cost_of(spec, request.weight) * slowdown
-            room = max(spec.burst_us, cost)
-            need = _Need(spec, bucket, cost, room, slots.get(spec.key))
-            if need.slot is not None:
-                self._wait_of_ticket(need, now)
-            else:
-                need.wait_us = max(bucket.booked_us, now) + cost - room - now
-            if request.live:
-                bucket.live_us = now
-            elif spec.share < 1 and now - bucket.live_us < LIVE_SEEN_US:
-                cost, room = backfill_pace(spec, cost)
-                need.wait_us = max(need.wait_us, max(bucket.backfill_us, now) + cost - room - now)
+            cost = math.ceil(cost_of(spec, request.weight) * slowdown * bucket.pace.stretch(spec, now))
+            need = Need(spec, bucket, cost, slots.get(spec.key))
+            need.ask(now, live=request.live)
             needs.append(need)
         return needs
 
@@ -240,129 +286,93 @@ class MemoryStore:
             return {}
         return ticket.slots
 
-    @staticmethod
-    def _wait_of_ticket(need: _Need, now: int) -> None:
-        assert need.slot is not None
-        if now < need.slot:
-            need.wait_us = need.slot - now
-            return
-        late_us = now - need.slot
-        need.late = late_us > need.spec.slack_us
-        room = need.room + (0 if need.late else need.spec.slack_us)
-        need.wait_us = max(need.bucket.started_us, now) + need.cost - room - now
-        to_the_end = max(need.bucket.booked_us, now) + need.cost - need.room - now
-        if need.wait_us > 0 and need.late and (late_us > LATE_US or to_the_end <= LATE_US):
-            need.slot, need.wait_us = None, to_the_end
-
-    def _bucket(self, spec: RateSpec, now: int) -> _Bucket:
+    def _bucket(self, spec: RateSpec, now: int) -> Bucket:
         """A bucket found missing was empty when the store began to know; a gate leaves one empty."""
         bucket = self._buckets.get(spec.key)
         if bucket is None:
             empty = self._since.setdefault(spec.api, now) + spec.burst_us
-            bucket = self._buckets[spec.key] = _Bucket(empty, empty + spec.slack_us)
-        gate = self._gate(spec.gate)
-        if gate.closed_us > bucket.gate_us:
-            bucket.gate_us = gate.closed_us
-            bucket.started_us = max(bucket.started_us, gate.until_us + spec.burst_us + spec.slack_us)
-            bucket.booked_us = bucket.started_us - spec.slack_us
+            bucket = self._buckets[spec.key] = Bucket(empty, empty + spec.slack_us, self._pace(spec))
+        bucket.heed(self._gate(spec.gate), spec)
         return bucket
 
-    def _rate_delay(self, request: Request, needs: list[_Need], now: int) -> Delay | None:
+    def _rate_delay(self, request: Request, needs: list[Need], now: int) -> Delay | None:
         binding = max(needs, key=lambda need: need.wait_us, default=None)
         if binding is None or binding.wait_us <= 0:
             return None
-        if request.live and binding.slot is None:
-            self._book(request, binding, now)
-        ticket = (request.ticket or request.id) if request.live else None
+        slots = self._slots(request, now) if request.live else {}
+        if request.live and binding.slot is None and binding.wait_us <= request.patience_us:
+            self._book(request, binding, slots, now)
+            slots = {binding.spec.key: 0}
+        ticket = (request.ticket or request.id) if slots else None
         return Delay(binding.wait_us, ticket, "rate", binding.spec.name)
 
-    def _book(self, request: Request, need: _Need, now: int) -> None:
+    def _book(self, request: Request, need: Need, slots: dict[str, int], now: int) -> None:
         """Reserve a slot at the end of the queue."""
         bucket = need.bucket
         bucket.booked_us = max(bucket.booked_us, now) + need.cost
-        slots = self._slots(request, now)
+        bucket.waited_us += need.wait_us
         slot = now + need.wait_us
         ticket = _Ticket(now, slot + TICKET_KEPT_US, {**slots, need.spec.key: slot})
         self._tickets[request.ticket or request.id] = ticket
         if len(self._tickets) % 1000 == 0:
             self._tickets = {id_: kept for id_, kept in self._tickets.items() if kept.end_us > now}
 
-    def _start(self, request: Request, needs: list[_Need], now: int) -> Grant:
+    def _start(self, request: Request, needs: list[Need], now: int) -> Grant:
         eras, permits = self._circuits.lend(request.route.circuits, request.id, now)
         for seat in request.route.seats:
             self._taken(seat)[request.id] = now + seat.lease_us
+        windows = [self._window(spec, now) for spec in request.route.windows]
+        for spec, window in zip(request.route.windows, windows, strict=True):
+            window.used += math.ceil(request.weight)
+            self._windows[spec.key] = window
         for need in needs:
-            self._spend(need, now, live=request.live)
+            need.spend(now, live=request.live)
         if request.ticket:
             self._tickets.pop(request.ticket, None)
-        slots = tuple((n.bucket.started_us, 0 if n.slot else n.bucket.booked_us) for n in needs)
-        return Grant(request, now, eras, permits, slots, tuple(need.cost for need in needs))
+        return Grant(
+            request,
+            now,
+            eras,
+            permits,
+            tuple((n.bucket.started_us, 0 if n.slot else n.bucket.booked_us) for n in needs),
+            tuple(need.cost for need in needs),
+            tuple(window.begin_us for window in windows),
+        )
 
-    @staticmethod
-    def _spend(need: _Need, now: int, *, live: bool) -> None:
-        bucket = need.bucket
-        bucket.started_us = max(bucket.started_us, now) + need.cost
-        if need.slot is None:
-            bucket.booked_us = max(bucket.booked_us, now) + need.cost
-        slack_us = 0 if need.late else need.spec.slack_us
-        bucket.booked_us = max(bucket.booked_us, bucket.started_us - slack_us)
-        if not live and need.spec.share < 1:
-            cost, room = backfill_pace(need.spec, need.cost)
-            bucket.backfill_us = min(max(bucket.backfill_us, now) + cost, now + room)
-
-    def _settle(self, report: Report, now: int) -> tuple[Change, ...]:
+    def _settle(self, report: Report, now: int) -> Settled:
         request = report.grant.request
+        route = request.route
         changes = self._circuits.learn(report, now)
-        for seat in request.route.seats:
+        for seat in route.seats:
             self._taken(seat).pop(request.id, None)
-        for key in request.route.gate_keys:
-            self._hear(report, self._gate(key), now)
+        bans, cut = self._hear(report, now)
+        told = {each.index: each for each in report.told}
+        for index, spec in enumerate(route.rates):
+            self._pace(spec).learn(spec, report, told.get(index), now, cut=spec.sharer in cut)
         self._correct(report, now)
-        return changes
+        return Settled(changes, bans)
 
-    @staticmethod
-    def _hear(report: Report, gate: _Gate, now: int) -> None:
-        """Close the gate on a 429. The calls that were in flight when it closed tell nothing new."""
-        news = report.grant.started_us >= gate.until_us
-        if report.kind is Kind.SUCCESS and news:
-            gate.strikes = 0
-        if report.kind not in {Kind.THROTTLED, Kind.BANNED}:
-            return
-        until = 0
-        if report.retry_after_us is not None:
-            until = now + max(report.retry_after_us, GATE_LEAST_US)
-        elif news:
-            until = now + min(GATE_FIRST_US * 2**gate.strikes, GATE_MOST_US)
-            gate.strikes = min(gate.strikes + 1, 10)
-        if until > gate.until_us:
-            gate.closed_us, gate.until_us = now, until
+    def _hear(self, report: Report, now: int) -> tuple[tuple[Ban, ...], set[str]]:
+        """Close the gates; which bans that has made, and who was told of a limit that nobody knew."""
+        route, bans, cut = report.grant.request.route, [], set()
+        gates = route.gates if report.kind is Kind.BANNED else route.gates[: route.heard]
+        for sharer in gates:
+            gate = self._gate(keys.gate(route.api, sharer))
+            banned = gate.banned_us
+            if gate.hear(report, now):
+                cut.add(sharer)
+            if gate.banned_us != banned:
+                bans.append(Ban(sharer, gate.banned_us, gate.bans))
+        return tuple(bans), cut
 
     def _correct(self, report: Report, now: int) -> None:
-        """Believe a server that says less is left than we think; never one that says more.
-
-        Until the server's window ends no more than `remaining` may start, so the bucket is set back as far as
-        it would refill until then.
-        """
+        route = report.grant.request.route
         for told in report.told:
-            spec = report.grant.request.route.rates[told.index]
-            bucket = self._buckets.get(spec.key)
-            used_up = now + used_up_in(spec, told)
-            if bucket and used_up > max(bucket.started_us, now):
-                bucket.started_us = used_up
-                bucket.booked_us = max(bucket.booked_us, used_up - spec.slack_us)
-
-
-def cost_of(spec: RateSpec, weight: float) -> int:
-    """What a call uses up; weights count in whole units."""
-    return math.ceil(weight) * spec.unit_us
-
-
-def used_up_in(spec: RateSpec, told: Told) -> int:
-    """How far from now a bucket is used up from which no more than what remains may start until the reset."""
-    return spec.burst_us + spec.slack_us + told.reset_us - math.floor(told.remaining) * spec.unit_us
-
-
-def backfill_pace(spec: RateSpec, cost: int) -> tuple[int, int]:
-    """Cost and room of a backfill call in the share that live work leaves."""
-    cost = math.ceil(cost / spec.share)
-    return cost, max(math.ceil(spec.burst_us / spec.share), cost)
+            if told.index < len(route.rates):
+                spec = route.rates[told.index]
+                if bucket := self._buckets.get(spec.key):
+                    bucket.correct(spec, told, now)
+            else:
+                window = route.windows[told.index - len(route.rates)]
+                if window.key in self._windows:
+                    self._window(window, now).correct(window, told.remaining)

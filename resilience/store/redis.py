@@ -28,6 +28,7 @@ from resilience.store import (
     FORCED_US,
     SLICES,
     Answer,
+    Ban,
     Change,
     CircuitSpec,
     CircuitState,
@@ -35,20 +36,33 @@ from resilience.store import (
     Denial,
     Event,
     Grant,
+    Kind,
+    LimitReading,
+    LimitSpec,
     Move,
     RateSpec,
     Reading,
     Recall,
+    Remembered,
     Report,
     Request,
     RetrySpec,
     Route,
+    SeatSpec,
+    Settled,
     Told,
+    Unrestored,
+    Unwritten,
+    WindowSpec,
     keys,
     this_process,
 )
+from resilience.store.bucket import Bucket, Pace, cost_of, spread_of, used_up_in
 from resilience.store.circuit import is_slow
-from resilience.store.memory import cost_of, used_up_in
+from resilience.store.gate import Gate
+from resilience.store.memory import wall_clock_us
+from resilience.store.reading import reading_of
+from resilience.store.window import Window
 
 _CONSTANTS = (
     "LATE_US",
@@ -60,6 +74,16 @@ _CONSTANTS = (
     "GATE_FIRST_US",
     "GATE_MOST_US",
     "EVENTS_KEPT",
+    "BAN_FIRST_US",
+    "BAN_MOST_US",
+    "DAY_US",
+    "QUIET_US",
+    "RECOVERY_US",
+    "LATENCY_US",
+    "SLOW_US",
+    "FAST_US",
+    "KEPT_FACTOR_US",
+    "BUDGET_KEPT_US",
 )
 _DAY_MS = DAY_US // 1000
 _STATES = {state.value.encode(): state for state in CircuitState}
@@ -101,18 +125,23 @@ def _compose(parts: Sequence[str], call: str) -> _Script:
     return _Script(_pack("EVALSHA", sha), _pack("EVAL", source))
 
 
-_ADMIT = _compose(("wire", "circuit", "bucket", "admit"), "return admit()")
-_SETTLE = _compose(("wire", "circuit", "learn", "settle"), "return settle()")
+_COMMON = ("wire", "circuit", "gate", "pace", "window")
+_ADMIT = _compose((*_COMMON, "bucket", "admit"), "return admit()")
+_SETTLE = _compose((*_COMMON, "learn", "settle"), "return settle()")
 _SETTLE_AND_ADMIT = _compose(
-    ("wire", "circuit", "bucket", "learn", "settle", "admit"),
-    "local settled = settle()\nreturn {settled, admit()}",
+    (*_COMMON, "bucket", "learn", "settle", "admit"), "local settled = settle()\nreturn {settled, admit()}"
 )
 _RELEASE = _compose(("wire", "release"), "return release()")
 _MOVE = _compose(("wire", "circuit", "move"), "return move()")
 _VIEW = _compose(("wire", "circuit", "view"), "return view()")
 _RETRY = _compose(("wire", "retry"), "return retry()")
+_LIMITS = _compose(("wire", "gate", "limits"), "return limits()")
+_ADJUST = _compose(("wire", "pace", "adjust"), "return adjust()")
+_RESTORE = _compose(("wire", "gate", "restore"), "return restore()")
+_ALLOT = _compose(("wire", "window", "allot"), "return allot()")
 
-_NO_BUCKET = _pack(0)
+_NOTHING = _pack(0)
+_NOTHING_TOLD = _pack(0, 0)
 _WEIGHTS_KEPT = 64
 
 
@@ -121,18 +150,26 @@ class _Wire:
 
     def __init__(self, route: Route) -> None:
         self._route = ref(route)  # the store keeps this as long as the route lives, which it must not prolong
-        circuits, seats = route.circuits, [spec.key for spec in route.seats]
-        self.buckets = [spec.key for spec in route.rates]
-        shared = [*_circuit_keys(circuits), *route.gate_keys, *seats]
-        self.admit_keys = _pack(keys.since(route.api), *shared, *self.buckets)
-        self.events_key = _pack(keys.events(route.api))
-        self.settle_keys = self.events_key.and_(_pack(*shared))
-        self.policies = _flat((len(circuits),), *map(_policy, circuits))
+        circuits, seats = _circuit_keys(route.circuits), [spec.key for spec in route.seats]
+        buckets = [spec.key for spec in route.rates]
+        self.admit_keys = _pack(
+            *(keys.since(route.api), keys.restored(route.api), *circuits, *route.gate_keys, *seats),
+            *([spec.key for spec in route.windows]),
+            *buckets,
+        )
+        heard, events = route.gate_keys[: route.heard], keys.events(route.api)
+        self.events_key = _pack(events)
+        self.learning = [spec for spec in route.rates if spec.adaptive]
+        self.settle_keys = _pack(events, *circuits, *heard, *seats, *[spec.key for spec in self.learning])
+        self.throttled_keys = _pack(events, *circuits, *heard, *seats, *buckets)
+        self.banned_keys = _pack(events, *circuits, *route.gate_keys, *seats, *buckets)
+        self.policies = _flat((len(route.circuits),), *map(_policy, route.circuits))
         self.seats = _flat(
             (len(route.gates), len(seats)), *((spec.seats, spec.lease_us) for spec in route.seats)
         )
-        self.sizes = _pack(len(route.gates), len(seats))
+        self.sizes, self.banned_sizes = _pack(route.heard, len(seats)), _pack(len(route.gates), len(seats))
         longest_us = max((spec.window_us for spec in route.rates), default=0)
+        longest_us = max(longest_us, *[spec.length_us for spec in route.windows], 0)
         self.since_ttl = _pack(max(8 * _DAY_MS, 2 * longest_us // 1000))
         self._weights: dict[float, _Packed] = {}
 
@@ -149,9 +186,18 @@ class _Wire:
             if len(self._weights) >= _WEIGHTS_KEPT:
                 self._weights.clear()
             self._weights[weight] = _flat(
-                (len(self.buckets),), *(_bucket(self.route, spec, weight) for spec in self.route.rates)
+                (len(self.route.rates),), *(_bucket(self.route, spec, weight) for spec in self.route.rates)
             )
         return self._weights[weight]
+
+    def windows(self, weight: float, about_us: int) -> _Packed:
+        """The windows' arguments."""
+        if not self.route.windows:
+            return _NOTHING
+        cost = math.ceil(weight)
+        return _flat(
+            (len(self.route.windows),), *(_window(spec, cost, about_us) for spec in self.route.windows)
+        )
 
 
 class RedisStore:
@@ -193,31 +239,33 @@ class RedisStore:
         args = self._admit_args(wire, request)
         return self._answer(request, self._run(_ADMIT, _admit_keys(wire, request), args))
 
-    def settle(self, report: Report) -> tuple[Change, ...]:
+    def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
         wire = self._wire(report.grant.request.route)
-        reply = self._run(_SETTLE, _settle_keys(wire, report), _settle_args(wire, report))
-        return _changes(self._actor, *reply)
+        reply = self._run(_SETTLE, _settle_keys(wire, report), self._settle_args(wire, report))
+        return self._settled(report, *reply)
 
-    def settle_and_admit(self, report: Report, request: Request) -> tuple[tuple[Change, ...], Answer]:
+    def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
         before, after = self._wire(report.grant.request.route), self._wire(request.route)
         settled, admitted = self._run(
             _SETTLE_AND_ADMIT,
             _settle_keys(before, report).and_(_admit_keys(after, request)),
-            _settle_args(before, report).and_(self._admit_args(after, request)),
+            self._settle_args(before, report).and_(self._admit_args(after, request)),
         )
-        return _changes(self._actor, *settled), self._answer(request, admitted)
+        return self._settled(report, *settled), self._answer(request, admitted)
 
     def release(self, grant: Grant) -> None:
         """See `Store.release`."""
         route = grant.request.route
         sets = [keys.permits(spec.api, spec.name) for spec in route.circuits]
         sets += [spec.key for spec in route.seats]
-        buckets = [spec.key for spec in route.rates]
+        windows, buckets = [spec.key for spec in route.windows], [spec.key for spec in route.rates]
+        cost = math.ceil(grant.request.weight)
+        counted = _flat((len(windows),), *((begin, cost) for begin in grant.periods))
         slots = [(*slot, cost) for slot, cost in zip(grant.slots, grant.costs, strict=True)]
-        args = _flat((grant.request.id, len(sets), len(buckets)), *slots)
-        self._run(_RELEASE, _pack(*sets, *buckets), args)
+        args = _pack(grant.request.id, len(sets)).and_(counted, _flat((len(buckets),), *slots))
+        self._run(_RELEASE, _pack(*sets, *windows, *buckets), args)
 
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
         """See `Store.circuits`. One message to Redis, whatever number of APIs they belong to."""
@@ -270,6 +318,35 @@ class RedisStore:
         """See `Store.retry`."""
         return bool(self._run(_RETRY, _pack(spec.key), _pack(spec.unit_us, spec.room_us, earned_us)))
 
+    def limits(self, specs: Sequence[LimitSpec]) -> list[LimitReading]:
+        """See `Store.limits`."""
+        readings: dict[LimitSpec, LimitReading] = {}
+        for api in dict.fromkeys(spec.api for spec in specs):
+            asked = [spec for spec in specs if spec.api == api]
+            names = [name for spec in asked for name in (spec.gate, spec.key)]
+            args = _pack(len(asked), *[int(isinstance(spec, SeatSpec)) for spec in asked])
+            now, *seen = self._run(_LIMITS, _pack(*names), args)
+            for spec, gate, kept in zip(asked, seen[::2], seen[1::2], strict=True):
+                readings[spec] = _limit_reading(spec, gate, kept, now)
+        return [readings[spec] for spec in specs]
+
+    def adjust(self, spec: RateSpec, factor: float) -> None:
+        """See `Store.adjust`."""
+        self._run(_ADJUST, _pack(spec.key), _pack(spec.start, factor))
+
+    def restore(self, api: str, remembered: Remembered) -> None:
+        """See `Store.restore`."""
+        gates = [keys.gate(api, ban.sharer) for ban in remembered.bans]
+        names = _pack(keys.restored(api), *gates, *[spent.key for spent in remembered.budgets])
+        bans = _flat((len(gates),), *((ban.until_us, ban.count) for ban in remembered.bans))
+        budgets = ((spent.begin_us, spent.amount) for spent in remembered.budgets)
+        self._run(_RESTORE, names, bans.and_(_flat((len(remembered.budgets),), *budgets)))
+
+    def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
+        """See `Store.allot`."""
+        args = _pack(*_window(budget, 0, self._about_us()), begin_us, amount)
+        self._run(_ALLOT, _pack(budget.key), args)
+
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""
         for api in apis:
@@ -279,6 +356,48 @@ class RedisStore:
         """Drop the connections; the next question opens one again."""
         while self._idle:
             self._idle.pop().disconnect()
+
+    def _about_us(self) -> int:
+        """The time by our own clock; it only has to tell yesterday from tomorrow."""
+        return wall_clock_us() if self._now_us is None else self._now_us()
+
+    def _admit_args(self, wire: _Wire, request: Request) -> _Packed:
+        asked = _pack(
+            int(self._recall is not None),
+            request.id,
+            int(request.ticket is not None),
+            int(request.live),
+            request.patience_us,
+            int(request.ledger),
+        )
+        windows = wire.windows(request.weight, self._about_us()) if wire.route.windows else _NOTHING
+        return asked.and_(wire.since_ttl, wire.policies, wire.seats, windows, wire.rates(request.weight))
+
+    def _settle_args(self, wire: _Wire, report: Report) -> _Packed:
+        grant = report.grant
+        retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
+        ended = _pack(
+            grant.request.id, report.kind.value, grant.started_us, retry_after_us, report.latency_us
+        )
+        sizes = wire.banned_sizes if report.kind is Kind.BANNED else wire.sizes
+        return ended.and_(
+            wire.policies,
+            _marks(wire.route, report),
+            sizes,
+            _paces(wire, report),
+            self._told(wire.route, report.told),
+        )
+
+    def _told(self, route: Route, told: Sequence[Told]) -> _Packed:
+        if not told:
+            return _NOTHING_TOLD
+        rates, windows = _told_of(route, told)
+        corrected = (
+            (*_window(spec, 0, self._about_us()), spec.amount - math.floor(each.remaining))
+            for spec, each in windows
+        )
+        used_up = ((used_up_in(spec, each), spec.slack_us, _ttl_ms(spec.window_us)) for spec, each in rates)
+        return _flat((len(windows),), *corrected).and_(_flat((len(rates),), *used_up))
 
     def _wire(self, route: Route) -> _Wire:
         wire = self._wires.get(route)
@@ -356,10 +475,11 @@ class RedisStore:
         finally:
             self._idle.append(connection)
 
-    def _admit_args(self, wire: _Wire, request: Request) -> _Packed:
-        ticket = request.ticket is not None
-        asked = _pack(int(self._recall is not None), request.id, int(ticket), int(request.live))
-        return asked.and_(wire.since_ttl, wire.policies, wire.seats, wire.rates(request.weight))
+    def _settled(self, report: Report, now: int, flat: list[Any], bans: list[int]) -> Settled:
+        gates = report.grant.request.route.gates
+        each = zip(bans[::3], bans[1::3], bans[2::3], strict=True)
+        made = tuple(Ban(gates[index], until, count) for index, until, count in each)
+        return Settled(_changes(self._actor, now, flat), made)
 
     def _answer(self, request: Request, reply: list[Any]) -> Answer:
         if reply[0] != b"lost":
@@ -389,8 +509,51 @@ def _policy(spec: CircuitSpec) -> tuple[int, str]:
 
 
 def _bucket(route: Route, spec: RateSpec, weight: float) -> tuple[float, ...]:
-    gate = route.gates.index(spec.sharer) + 1
-    return gate, cost_of(spec, weight), spec.burst_us, spec.slack_us, spec.share, _ttl_ms(spec.window_us)
+    gate, cost = route.gates.index(spec.sharer) + 1, cost_of(spec, weight)
+    return gate, cost, spec.burst_us, spec.slack_us, spec.share, _ttl_ms(spec.window_us), spec.start
+
+
+def _window(spec: WindowSpec, cost: int, about_us: int) -> tuple[float, ...]:
+    edges = spec.calendar(about_us) if spec.calendar else ()
+    terms = (
+        spec.amount,
+        spec.length_us,
+        spec.share,
+        int(spec.saved),
+        spec.block,
+        cost,
+        _ttl_ms(spec.length_us),
+    )
+    return *terms, len(edges), *edges
+
+
+def _paces(wire: _Wire, report: Report) -> _Packed:
+    """What of the buckets learns from this report: the adaptive ones, and of a 429 all."""
+    throttled = report.kind in {Kind.THROTTLED, Kind.BANNED}
+    specs = wire.route.rates if throttled else wire.learning
+    if not specs:
+        return _NOTHING
+    gates, told = wire.route.gates, {wire.route.rates[each.index]: each for each in _of_rates(wire, report)}
+    terms = []
+    for spec in specs:
+        said = told.get(spec)
+        wanted = (spread_of(spec, said), said.reset_us) if said and said.reset_us else (0, 0)
+        gate = gates.index(spec.sharer) + 1
+        terms.append((spec.start, gate, int(spec.adaptive), spec.most, *wanted, _ttl_ms(spec.window_us)))
+    return _flat((len(terms),), *terms)
+
+
+def _of_rates(wire: _Wire, report: Report) -> Iterable[Told]:
+    return (each for each in report.told if each.index < len(wire.route.rates))
+
+
+def _told_of(
+    route: Route, told: Sequence[Told]
+) -> tuple[list[tuple[RateSpec, Told]], list[tuple[WindowSpec, Told]]]:
+    """Of which limits the server told something."""
+    count = len(route.rates)
+    rates = [(route.rates[each.index], each) for each in told if each.index < count]
+    return rates, [(route.windows[each.index - count], each) for each in told if each.index >= count]
 
 
 def _circuit_keys(specs: Iterable[CircuitSpec]) -> list[str]:
@@ -417,17 +580,17 @@ def _admit_keys(wire: _Wire, request: Request) -> _Packed:
 
 
 def _settle_keys(wire: _Wire, report: Report) -> _Packed:
+    match report.kind:
+        case Kind.BANNED:
+            names = wire.banned_keys
+        case Kind.THROTTLED:
+            names = wire.throttled_keys
+        case _:
+            names = wire.settle_keys
     if not report.told:
-        return wire.settle_keys
-    return wire.settle_keys.and_(_pack(*[wire.buckets[told.index] for told in report.told]))
-
-
-def _settle_args(wire: _Wire, report: Report) -> _Packed:
-    grant = report.grant
-    retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
-    ended = _pack(grant.request.id, report.kind.value, grant.started_us, retry_after_us)
-    told = _told(wire.route.rates, report.told)
-    return ended.and_(wire.policies, _marks(wire.route, report), wire.sizes, told)
+        return names
+    rates, windows = _told_of(wire.route, report.told)
+    return names.and_(_pack(*[spec.key for spec, _ in windows], *[spec.key for spec, _ in rates]))
 
 
 def _marks(route: Route, report: Report) -> _Packed:
@@ -441,33 +604,29 @@ def _marks(route: Route, report: Report) -> _Packed:
     )
 
 
-def _told(rates: Sequence[RateSpec], told: Sequence[Told]) -> _Packed:
-    if not told:
-        return _NO_BUCKET
-    said = [(rates[each.index], each) for each in told]
-    return _flat(
-        (len(said),),
-        *((used_up_in(spec, each), spec.slack_us, _ttl_ms(spec.window_us)) for spec, each in said),
-    )
-
-
 def _answer(request: Request, reply: list[Any], actor: str) -> Answer:
     verdict, now, flat, *rest = reply
     changes = _changes(actor, now, flat) if flat else ()
     if verdict == b"go":
-        slowdown, held, slots = rest
+        held, slots, periods = rest
         return Grant(
             request,
             now,
             tuple(era // 2 for era in held),
             tuple(era % 2 == 1 for era in held),
-            tuple(zip(slots[::2], slots[1::2], strict=True)),
-            tuple(cost_of(spec, request.weight) * slowdown for spec in request.route.rates),
+            tuple(zip(slots[::3], slots[1::3], strict=True)),
+            tuple(slots[2::3]),
+            tuple(periods),
             changes,
         )
     if verdict == b"refuse":
         index, state, until_us, failures = rest
         return Denial(index, state.decode(), until_us, failures, changes)
+    if verdict == b"restore":
+        return Unrestored(changes)
+    if verdict == b"write":
+        index, begin, wanted = rest
+        return Unwritten(request.route.windows[index], begin, wanted, changes)
     wait_us, with_ticket, reason, index = rest
     ticket = (request.ticket or request.id) if with_ticket else None
     return Delay(wait_us, ticket, reason.decode(), _key(request.route, reason.decode(), index), changes)
@@ -477,12 +636,40 @@ def _key(route: Route, reason: str, index: int) -> str:
     match reason:
         case "half_open":
             return route.circuits[index].name
-        case "gate":
+        case "gate" | "ban":
             return route.gates[index]
+        case "window" | "budget":
+            return route.windows[index].name
         case "seats":
             return route.seats[index].name
         case _:
             return route.rates[index].name
+
+
+def _limit_reading(spec: LimitSpec, gate: list[int], kept: list[bytes], now: int) -> LimitReading:
+    closed = Gate(gate[0], gate[1], banned_us=gate[2])
+    if isinstance(spec, SeatSpec):
+        return reading_of(spec, [int(float(end)) for end in kept], closed, now)
+    found = {name.decode(): float(value) for name, value in zip(kept[::2], kept[1::2], strict=True)}
+    if isinstance(spec, WindowSpec):
+        window = Window(int(found.get("begin", 0)), 0, int(found.get("used", 0)))
+        return reading_of(spec, window, closed, now)
+    pace = Pace(
+        found.get("factor", 1.0),
+        found.get("cut", 0.0),
+        int(found.get("cut_at", 0)),
+        int(found.get("step", 0)),
+        found.get("spread", 0.0),
+        int(found.get("spread_end", 0)),
+        int(found.get("violations", 0)),
+        int(found.get("adjustments", 0)),
+        found.get("least", 0.0),
+        found.get("greatest", 0.0),
+    )
+    bucket = Bucket(int(found.get("booked", 0)), int(found.get("started", 0)), pace)
+    bucket.gate_us = int(found.get("gate", 0))
+    bucket.calls, bucket.waited_us = int(found.get("calls", 0)), int(found.get("waited", 0))
+    return reading_of(spec, bucket, closed, now)
 
 
 def _changes(actor: str, now: int, flat: list[Any]) -> tuple[Change, ...]:

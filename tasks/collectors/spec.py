@@ -204,14 +204,21 @@ def _symbols(endpoint: str, given: Any) -> Symbols:
     return tuple(given)
 
 
+def _sort(limit: Limit) -> str:
+    """What a text of a settings file tells apart: a rate, a budget, or calls in flight."""
+    return "bucket" if limit.kind == "window" else limit.kind
+
+
 def _limits(declared: Iterable[Limit], given: Iterable[str]) -> tuple[Limit, ...]:
     """The declared limits with other amounts: each text replaces the next one of its kind, or is added."""
     limits = list(declared)
-    places = {kind: [n for n, each in enumerate(limits) if each.at_once is kind] for kind in (False, True)}
+    places: dict[str, list[int]] = {}
+    for n, each in enumerate(limits):
+        places.setdefault(_sort(each), []).append(n)
     for text in given:
         wanted = Limit(text, per=limits[0].per if limits else "api")
-        if places[wanted.at_once]:
-            place = places[wanted.at_once].pop(0)
+        if there := places.get(_sort(wanted)):
+            place = there.pop(0)
             limits[place] = replace(limits[place], spec=text)
         else:
             limits.append(wanted)

@@ -19,7 +19,22 @@ from hypothesis.stateful import (
 from resilience.breaker import CircuitBreaker
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
-from resilience.store import CircuitState, Delay, Grant, Kind, Move, Override, Report, Request, Route, Told
+from resilience.store import (
+    CircuitState,
+    Delay,
+    Grant,
+    Kind,
+    Move,
+    Override,
+    Remembered,
+    Report,
+    Request,
+    Route,
+    Spent,
+    Told,
+    Unrestored,
+    Unwritten,
+)
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 
@@ -75,7 +90,15 @@ QUICK = limit("10/1s", key="account")
 HEAVY = limit("100/1m", weight_max=3, used="X-Used", reserve=0.3)
 BURSTY = limit("50/10s", burst=10, remaining="X-Left", reserve=0.5)
 TWO = limit("2 at once", key="account")
-AMOUNT = {QUICK: 10, HEAVY: 100, BURSTY: 50}
+GUESSED = limit("40/10s", key="account", adaptive=True, remaining="X-Left", min_rate=0.5)
+GROWING = limit("20/10s", key="other", adaptive=True, max_rate=5)
+MINUTE = limit("30/1m", algorithm="window", used="X-Used", reserve=0.5, weight_max=3)
+SECOND = limit("4/1s", key="account", algorithm="window")
+DAY = limit("70/1d", midnight="America/New_York", reserve=0.2, weight_max=3)
+MONTH = limit("300/month", key="account", weight_max=3)
+AMOUNT = {QUICK: 10, HEAVY: 100, BURSTY: 50, GUESSED: 40, GROWING: 50}
+COUNT = {MINUTE: 30, SECOND: 4, DAY: 70, MONTH: 300}
+EVERY = (QUICK, HEAVY, BURSTY, TWO, GUESSED, GROWING, MINUTE, SECOND, DAY, MONTH)
 
 ROUTES = (
     Route("a", CIRCUITS[:1], (QUICK,), ()),
@@ -86,9 +109,17 @@ ROUTES = (
     Route("a", CIRCUITS, (), ()),
     Route("a", CIRCUITS[3:4], (), (), None),
     Route("a", CIRCUITS[4:], (), ()),
+    Route("a", (), (GUESSED,), ()),
+    Route("a", CIRCUITS[:1], (GUESSED, GROWING, QUICK), (), None, (), ("ip",)),
+    Route("a", (), (), (), None, (MINUTE,)),
+    Route("a", (), (BURSTY,), (TWO,), "api", (SECOND, MINUTE, DAY), ("key",)),
+    Route("a", (CIRCUITS[2],), (GUESSED, HEAVY), (), "api", (DAY, MONTH)),
+    Route("a", CIRCUITS[3:4], (), (), "api", (), ("ip",)),
 )
 
-waits = st.sampled_from([0, 1, 900, 10_000, 101_011, 400_000, 1_000_000, 2_500_000, 7_000_000, 61_000_000])
+waits = st.sampled_from(
+    [0, 1, 900, 10_000, 101_011, 400_000, 1_000_000, 2_500_000, 7_000_000, 61_000_000, 301_000_000]
+)
 kinds = st.sampled_from([*[Kind.SUCCESS] * 3, *[Kind.FAILURE] * 3, *Kind])
 # What the server says of a limit: what remains (None: nothing is said) and when it starts anew.
 quotas = st.tuples(
@@ -98,13 +129,14 @@ reports = st.tuples(
     kinds,
     st.sampled_from([None, None, 0, 500_000, 3_000_000]),
     st.lists(quotas, max_size=3),
-    st.sampled_from([0, 1_000_000, 1_000_001]),
+    st.sampled_from([0, 1000, 600_000, 1_000_000, 1_000_001, 2_500_000]),
 )
 asks = st.tuples(
     st.sampled_from(ROUTES),
     st.sampled_from([1, 1, 2, 3]),
     st.booleans(),
     st.sampled_from([None, 0, 0, -1, 3]),
+    st.sampled_from([10**12, 10**12, 0, 300_000]),
 )
 
 
@@ -112,14 +144,17 @@ class BothStores(RuleBasedStateMachine):
     """Everything happens twice, once in each store."""
 
     url = ""
+    ledger = False
 
     def __init__(self):
         super().__init__()
+        self.written = {}
+        self.bans = {}
         self.now = START_US
         self.count = 0
         self.tickets = []
         self.leases = deque()
-        self.started = {spec: [] for spec in AMOUNT}
+        self.started = {spec: [] for spec in (*AMOUNT, *COUNT)}
         self.connection = redis.Redis.from_url(self.url)
         self.connection.flushall()
         self.recall = None
@@ -138,8 +173,33 @@ class BothStores(RuleBasedStateMachine):
     def make(self, kind, **words):
         return kind(**words, recall=self.recall, actor="it", now_us=lambda: self.now)
 
-    @initialize(fresh=st.booleans(), recalls=st.booleans())
-    def start(self, fresh, recalls):
+    def ask(self, request, answer=None):
+        """Ask, and do first what the stores want to be done."""
+        answer = answer or self.both("admit", request)
+        while isinstance(answer, Unrestored | Unwritten):
+            if isinstance(answer, Unrestored):
+                self.both("restore", "a", self.remembered())
+            else:
+                self.allot(answer)
+            answer = self.both("admit", request)
+        return answer
+
+    def remembered(self):
+        spent = [Spent(spec.key, begin, amount) for (spec, begin), amount in self.written.items()]
+        return Remembered(tuple(self.bans.values()), tuple(spent))
+
+    def allot(self, unwritten):
+        place = unwritten.budget, unwritten.begin_us
+        before = self.written.get(place, 0)
+        self.written[place] = min(before + unwritten.wanted, unwritten.budget.amount)
+        self.both("allot", *place, self.written[place] - before)
+
+    def tell(self, settled):
+        self.bans.update({ban.sharer: ban for ban in settled.bans})
+
+    @initialize(fresh=st.booleans(), recalls=st.booleans(), ledger=st.booleans())
+    def start(self, fresh, recalls, ledger):
+        self.ledger = ledger
         if recalls:
             self.recall = lambda api, name: DECIDED.get(name)
         self.stores = self.make(MemoryStore), self.make(RedisStore, url=self.url)
@@ -153,7 +213,7 @@ class BothStores(RuleBasedStateMachine):
     @rule(ask=asks)
     def admit(self, ask):
         request = self.request(*ask)
-        self.take(request, self.both("admit", request))
+        self.take(request, self.ask(request))
 
     @rule(ask=asks, times=st.integers(2, 12))
     def admit_many(self, ask, times):
@@ -163,14 +223,15 @@ class BothStores(RuleBasedStateMachine):
     @rule(report=reports)
     def settle(self, report):
         if self.leases:
-            self.both("settle", self.report(*report))
+            self.tell(self.both("settle", self.report(*report)))
 
     @rule(report=reports, ask=asks)
     def settle_and_admit(self, report, ask):
         if self.leases:
             request = self.request(*ask)
-            _, answer = self.both("settle_and_admit", self.report(*report), request)
-            self.take(request, answer)
+            settled, answer = self.both("settle_and_admit", self.report(*report), request)
+            self.tell(settled)
+            self.take(request, self.ask(request, answer))
 
     @rule(seconds=st.sampled_from([None, 1, 3]), ask=asks, times=st.integers(1, 8))
     def hit_the_gate(self, seconds, ask, times):
@@ -180,11 +241,31 @@ class BothStores(RuleBasedStateMachine):
             self.now += (seconds or 60) * 1_000_000
             self.admit_many(ask, times)
 
+    @rule(seconds=st.sampled_from([None, 1, 100_000]), wait_us=waits)
+    def ban(self, seconds, wait_us):
+        if self.leases:
+            self.tell(self.both("settle", self.report(Kind.BANNED, seconds and seconds * 1_000_000, [], 0)))
+            self.now += wait_us
+
+    @rule(hours=st.integers(1, 30))
+    def sleep(self, hours):
+        self.now += hours * 3_600_000_000
+
+    @rule(spec=st.sampled_from((QUICK, GUESSED, GROWING)), factor=st.sampled_from([0.5, 0.07, 1, 1]))
+    def adjust(self, spec, factor):
+        self.both("adjust", spec, factor)
+
+    @rule()
+    def look_at_limits(self):
+        self.both("limits", EVERY)
+
     @rule(route=st.sampled_from(ROUTES), times=st.integers(2, 8), late_us=waits, backwards=st.booleans())
     def queue(self, route, times, late_us, backwards):
         """Several wait for their slots and come at about the same time."""
-        asked = [Request(route, f"queue-{self.count}-{n}", 1, live=True) for n in range(times)]
-        answers = [self.both("admit", request) for request in asked]
+        asked = [
+            Request(route, f"queue-{self.count}-{n}", 1, live=True, ledger=self.ledger) for n in range(times)
+        ]
+        answers = [self.ask(request) for request in asked]
         for request, answer in zip(asked, answers, strict=True):
             self.take(request, answer)
         self.count += 1
@@ -192,15 +273,17 @@ class BothStores(RuleBasedStateMachine):
         if waits_us:
             self.now += max(waits_us)[0] // 2 + late_us
         for n, (_, ticket) in enumerate(sorted(waits_us, key=str, reverse=backwards)):
-            request = Request(route, f"redeem-{self.count}-{n}", 1, live=True, ticket=ticket)
-            self.take(request, self.both("admit", request))
+            request = Request(
+                route, f"redeem-{self.count}-{n}", 1, live=True, ticket=ticket, ledger=self.ledger
+            )
+            self.take(request, self.ask(request))
 
     @rule()
     def release(self):
         if self.leases:
             grant = self.leases.pop()
             self.both("release", grant)
-            for spec in grant.request.route.rates:
+            for spec in (*grant.request.route.rates, *grant.request.route.windows):
                 self.started[spec].remove((grant.started_us, grant.request.weight))
 
     @rule(
@@ -219,7 +302,9 @@ class BothStores(RuleBasedStateMachine):
         """A call that nobody asked about."""
         route = Route("a", CIRCUITS[index : index + 1], (), (), None)
         for _ in range(times):
-            grant = Grant(self.request(route, 1, live=True, age=None), 0, (-1,), (False,), (), ())
+            grant = Grant(
+                self.request(route, 1, live=True, age=None, patience_us=0), 0, (-1,), (False,), (), ()
+            )
             kind, retry_after_us, _, latency_us = report
             self.both("settle", Report(grant, kind, retry_after_us, (), latency_us))
 
@@ -246,20 +331,21 @@ class BothStores(RuleBasedStateMachine):
         self.connection.flushall()
         self.stores = self.make(MemoryStore), self.stores[1]
 
-    def request(self, route, weight, live, age):
+    def request(self, route, weight, live, age, patience_us):
         self.count += 1
         ticket = (
             self.tickets[age] if age is not None and -len(self.tickets) <= age < len(self.tickets) else None
         )
-        if QUICK in route.rates:
+        if {QUICK, GUESSED, GROWING, SECOND} & {*route.rates, *route.windows}:
             weight = 1
-        return Request(route, f"call-{self.count}", weight, live, ticket)
+        return Request(route, f"call-{self.count}", weight, live, ticket, patience_us, self.ledger)
 
     def report(self, kind, retry_after_us, quotas, latency_us):
         grant = self.leases.popleft()
+        limits = (*grant.request.route.rates, *grant.request.route.windows)
         told = [
             Told(index, remaining, reset_us)
-            for index, (remaining, reset_us) in enumerate(quotas[: len(grant.request.route.rates)])
+            for index, (remaining, reset_us) in enumerate(quotas[: len(limits)])
             if remaining is not None
         ]
         return Report(grant, kind, retry_after_us, tuple(told), latency_us)
@@ -270,6 +356,9 @@ class BothStores(RuleBasedStateMachine):
             for spec in request.route.rates:
                 self.started[spec].append((self.now, request.weight))
                 self.check_windows(spec)
+            for spec in request.route.windows:
+                self.started[spec].append((self.now, request.weight))
+                self.check_phase(spec)
         elif getattr(answer, "ticket", None) and answer.ticket not in self.tickets:
             self.tickets.append(answer.ticket)
 
@@ -277,6 +366,12 @@ class BothStores(RuleBasedStateMachine):
         """However it came about, no window holds more than the limit."""
         begin = self.now - spec.window_us
         assert sum(weight for at, weight in self.started[spec] if at >= begin) <= AMOUNT[spec]
+
+    def check_phase(self, spec):
+        """No window of the clock or calendar does either; of budgets only with somewhere to write them down."""
+        begin, _ = spec.bounds(self.now, self.now)
+        if self.ledger or not spec.saved:
+            assert sum(weight for at, weight in self.started[spec] if at >= begin) <= COUNT[spec]
 
 
 def test_same_answers(each_redis_url):

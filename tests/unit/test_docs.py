@@ -98,7 +98,9 @@ def test_declared_collector_asks_as_the_page_says():
 
 def test_circuit_and_guard_do_what_the_page_says(capsys):
     """Two failures open the circuit, which refuses the third call; the guard gives its word."""
-    alone, guarded = run("limits.md")
+    alone, limited, guarded = run("limits.md")
+    assert limited["limiter"].get_stats()["total_requests"] == 4
+    assert limited["limiter"].get_stats()["total_violations"] == 1
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["failed 1 times", "failed 2 times"]
     assert said[2].startswith("not called, again at ")

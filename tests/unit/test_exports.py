@@ -32,7 +32,7 @@ DEFINED = {
     "resilience.source": {"Source"},
     "resilience.retry": {"Retry", "RetryBudget", "Retrying"},
     "resilience.circuits": {"Circuits"},
-    "resilience.limiter": {"RateLimiter"},
+    "resilience.limiter": {"Permit", "RateLimiter"},
     "resilience.headers": {"Dialect", "Quota"},
     "resilience.concurrency": {"Broken", "ConcurrentBatcher"},
     "resilience.fallback": set(),

@@ -133,3 +133,60 @@ def test_no_attempt_is_an_error():
     """Four attempts are three retries; none is nothing."""
     with pytest.raises(ConfigurationError, match="attempts"):
         RetryPolicy(attempts=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ("60/1x", "from 'x' on"),
+        ("sixty/1m", "from 'sixty/1m' on"),
+        ("5 at most", "from 'at most' on"),
+        ("60/1m please", "from 'please' on"),
+        ("60", "ends too early"),
+        ("60/", "ends too early"),
+        ("60/5", "ends too early"),
+    ],
+)
+def test_limit_shows_what_cannot_be_read(spec, part):
+    """Only the part that is wrong."""
+    with pytest.raises(ConfigurationError, match=part):
+        Limit(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "wrong", "named"),
+    [
+        ("60/1m", {"burst": 0}, "burst is 0"),
+        ("60/0m", {}, "window of no length"),
+        ("60/1m", {"reserve": 1}, "reserve is 1"),
+        ("60/1m", {"algorithm": "leaky"}, "algorithm is 'leaky'"),
+        ("60/1m", {"algorithm": "concurrency"}, "only 'N at once'"),
+        ("5 at once", {"algorithm": "window"}, "only 'N at once'"),
+        ("5 at once", {"reserve": 0.5}, "reserve"),
+        ("60/month", {"algorithm": "bucket"}, "months differ"),
+        ("60/5month", {}, "5 months"),
+        ("60/1d", {"midnight": "Mars/Base"}, "no time zone"),
+        ("60/1m", {"midnight": "Europe/Berlin"}, "midnight is for budgets"),
+        ("60/1d", {"adaptive": True}, "adaptive is for token buckets"),
+        ("60/1d", {"burst": 3}, "burst is for token buckets"),
+        ("60/1m", {"min_rate": 0.5}, "adaptive=True"),
+        ("60/1m", {"adaptive": True, "min_rate": 2}, "min_rate is 2"),
+        ("60/1m", {"adaptive": True, "max_rate": 0.5}, "max_rate is 0.5"),
+    ],
+)
+def test_limit_with_impossible_numbers(spec, wrong, named):
+    """Which one, and why."""
+    with pytest.raises(ConfigurationError, match=named):
+        Limit(spec, **wrong)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_limit_or_a_sentence(text):
+    """No text raises anything else."""
+    try:
+        limit = Limit(text)
+    except ConfigurationError as error:
+        told = str(error)
+    else:
+        told = repr(limit.spec)
+    assert repr(text) in told

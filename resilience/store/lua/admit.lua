@@ -1,21 +1,27 @@
--- admit(): may one call start now? Nothing is spent unless every circuit, gate, seat and bucket agrees.
+-- admit(): may one call start now? Nothing is spent unless every circuit, gate, seat, window and bucket agrees.
 --
 -- KEYS      events   stream: the transitions of the API's circuits
 --           ticket   hash: issued, end, and bucket key → slot; all µs
 --           since    string: since when all calls are known, µs
---           circuit and permits for each circuit; each gate; each sorted set of seats; each bucket
--- ARGV      recalls, id, has_ticket, live, since_ttl_ms; number of circuits and each (circuit.lua); number of gates;
---           number of sets of seats and for each: seats, lease_us; number of buckets and each (bucket.lua)
--- returns   {"go", now, changes, slowdown, {era · 2 + permit, …}, {started, booked or 0, …}}
+--           restored string: this store was told what outlives it
+--           circuit and permits for each circuit; each gate; each sorted set of seats; each window; each bucket
+-- ARGV      recalls, id, has_ticket, live, patience_us, ledger, since_ttl_ms; number of circuits and each
+--           (circuit.lua); number of gates; number of sets of seats and for each: seats, lease_us; number of windows
+--           and each (window.lua); number of buckets and each (bucket.lua)
+-- returns   {"go", now, changes, {era · 2 + permit, …}, {started, booked or 0, cost, …}, {begin of each window}}
 --           {"wait", now, changes, wait_us, with_ticket, reason, index}
 --           {"lost", now, changes}: nothing is known of a circuit, and the asker recalls what was decided
 --           {"refuse", now, changes, index, state, until_us, failures}
+--           {"restore", now, changes}
+--           {"write", now, changes, index of a window, begin_us, wanted}
 --           changes: index, old, new, reason, … flat
 
 local function read_request()
   events = key()
-  local r = {ticket = key(), since = key(), recalls = number() == 1, id = text(), has_ticket = number() == 1,
-    live = number() == 1, since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, slow = 1}
+  local r = {ticket = key(), since = key(), restored = key(), recalls = number() == 1, id = text(),
+    has_ticket = number() == 1, live = number() == 1, patience = number(), ledger = number() == 1,
+    since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, windows = {}, buckets = {}, slow = 1}
+  if r.ledger and redis.call("EXISTS", r.restored) == 0 then return r, {"restore", now, r.changes} end
   for i = 1, number() do
     local c = read_circuit(i - 1)
     r.lost = r.lost or r.recalls and c.missing
@@ -23,12 +29,9 @@ local function read_request()
     r.slow = math.max(r.slow, slowdown(c))
     r.circuits[i] = c
   end
-  for i = 1, number() do
-    local kept = redis.call("HMGET", key(), "closed", "until")
-    r.gates[i] = {closed = tonumber(kept[1]) or 0, ["until"] = tonumber(kept[2]) or 0}
-  end
+  for i = 1, number() do r.gates[i] = read_gate(key()) end
   for i = 1, number() do r.seats[i] = {key = key(), seats = number(), lease = number()} end
-  r.buckets = {}
+  for i = 1, number() do r.windows[i] = read_window() end
   for i = 1, number() do r.buckets[i] = read_bucket(i - 1, r.gates, r.slow) end
   return r
 end
@@ -61,7 +64,9 @@ end
 
 local function gates_say(r)
   for i, gate in ipairs(r.gates) do
-    if now < gate["until"] then return wait(r, gate["until"] - now, false, "gate", i - 1) end
+    if now < gate["until"] then
+      return wait(r, gate["until"] - now, false, now < gate.banned and "ban" or "gate", i - 1)
+    end
   end
 end
 
@@ -74,6 +79,35 @@ local function seats_say(r)
     redis.call("ZREMRANGEBYSCORE", seat.key, "-inf", now)
     if redis.call("ZCARD", seat.key) >= seat.seats then
       return wait(r, SEAT_WAIT_US, r.has_ticket, "seats", i - 1)
+    end
+  end
+end
+
+-- A window that the store has not known from its beginning counts as used up; a budget is what is written down.
+local function windows_say(r)
+  for i, w in ipairs(r.windows) do
+    if w.missing and not w.saved and known_since(r) > w.begin then w.used = w.amount end
+    if r.live and w.share < 1 then
+      w.live = now
+      save_window(w)
+    end
+    if not fits(w, r.live) then
+      return wait(r, w["end"] - now, r.has_ticket, w.saved and "budget" or "window", i - 1)
+    end
+  end
+end
+
+-- How much of a budget has to be written down before this call is spent.
+local function ledger_says(r)
+  if not r.ledger then return end
+  for i, w in ipairs(r.windows) do
+    local most = w.used + w.cost
+    if w.saved and most > w.written then
+      for _, b in ipairs(r.buckets) do
+        if b.seen or b.missing then save_bucket(b) end
+      end
+      local wanted = math.min(math.max(w.block, most - w.written), w.amount - w.written)
+      return {"write", now, r.changes, i - 1, w.begin, wanted}
     end
   end
 end
@@ -111,6 +145,7 @@ end
 -- Reserve a slot at the end of the queue.
 local function book(r, b, wait_us)
   b.booked = math.max(b.booked, now) + b.cost
+  b.waited = b.waited + wait_us
   local slot = now + wait_us
   redis.call("HSET", r.ticket, "issued", now, "end", slot + TICKET_KEPT_US, b.key, slot)
   keep(r.ticket, math.ceil((wait_us + TICKET_KEPT_US) / 1000))
@@ -131,15 +166,16 @@ local function buckets_say(r)
     if r.live and b.share < 1 then b.live, b.seen = now, true end
   end
   if not binding then return end
-  local booking = r.live and not binding.slot
+  local booking = r.live and not binding.slot and longest <= r.patience
   if booking then book(r, binding, longest) end
   for _, b in ipairs(r.buckets) do
     if b.seen or b.missing or (booking and b == binding) then save_bucket(b) end
   end
-  return wait(r, longest, r.live, "rate", binding.index)
+  return wait(r, longest, booking or slots.issued, "rate", binding.index)
 end
 
 local function spend(b, live)
+  b.calls = b.calls + 1
   b.started = math.max(b.started, now) + b.cost
   if not b.slot then b.booked = math.max(b.booked, now) + b.cost end
   b.booked = math.max(b.booked, b.started - (b.late and 0 or b.slack))
@@ -151,7 +187,7 @@ local function spend(b, live)
 end
 
 local function start(r)
-  local eras, slots = {}, {}
+  local eras, slots, periods = {}, {}, {}
   for i, c in ipairs(r.circuits) do
     local permit = c.state == "half_open"
     if permit then
@@ -165,15 +201,21 @@ local function start(r)
     redis.call("ZADD", seat.key, now + seat.lease, r.id)
     keep(seat.key)
   end
+  for i, w in ipairs(r.windows) do
+    w.used = w.used + w.cost
+    save_window(w)
+    periods[i] = w.begin
+  end
   for i, b in ipairs(r.buckets) do
     spend(b, r.live)
-    slots[2 * i - 1], slots[2 * i] = b.started, b.slot and 0 or b.booked
+    slots[3 * i - 2], slots[3 * i - 1], slots[3 * i] = b.started, b.slot and 0 or b.booked, b.cost
   end
   if r.has_ticket then redis.call("DEL", r.ticket) end
-  return {"go", now, r.changes, r.slow, eras, slots}
+  return {"go", now, r.changes, eras, slots, periods}
 end
 
 local function admit()
-  local r = read_request()
-  return circuits_say(r) or gates_say(r) or seats_say(r) or buckets_say(r) or start(r)
+  local r, empty = read_request()
+  return empty or circuits_say(r) or gates_say(r) or seats_say(r) or windows_say(r) or buckets_say(r)
+    or ledger_says(r) or start(r)
 end
