@@ -22,6 +22,7 @@ from resilience.guard import Ask, CallResult, Go, Guard, Kind
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store import CircuitState
+from resilience.store.memory import MemoryStore
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,8 @@ class HealthMonitor:
             raise ConfigurationError(f"HealthMonitor: every_s is {every_s}, but has to be above 0")
         self._circuits, self._every_s, self._on_change = circuits, every_s, on_change
         self._guard = Guard(circuits.store)
+        if isinstance(circuits.store, MemoryStore):
+            circuits.store.mark_fresh({probe.breaker.api for probe in probes})  # nobody else can have called
         self._probes = [(_ask(probe, budget), with_timeout(timeout_s)(probe.call)) for probe in probes]
         self._last: dict[str, Health] = {}
         self._stopped = Event()

@@ -5,6 +5,8 @@ import threading
 from datetime import timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resilience.circuits import Circuits
 from resilience.errors import (
@@ -209,6 +211,55 @@ def test_the_fleet_shares_the_circuits(world):
         world.call()
     world.tiers = world.make()
     assert world.call() == ("sdk 7", ["sdk"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["mcp", "sdk", "rest"]), st.booleans()),
+            st.sampled_from([1, 30, 61, 300]),
+            st.none(),
+        ),
+        max_size=60,
+    )
+)
+def test_the_best_that_works_answers_and_all_come_back(steps):
+    """Whatever goes down and up, and whenever; `None` is a call. In the end the best tier answers again."""
+    world = World(asynchronous=False)
+    for step in steps:
+        match step:
+            case None:
+                check_a_call(world)
+            case int():
+                world.wait(step)
+            case tier, works:
+                world.say[tier] = None if works else ServerError(tier)
+    world.say = dict.fromkeys(world.say)
+    for _ in range(3):
+        world.wait(3600)
+        check_a_call(world)
+    assert world.tiers.tier == "mcp"
+
+
+def check_a_call(world):
+    """A tier is passed over only where it fails, or where its circuit does not let a call through."""
+    up = [tier for tier, error in world.say.items() if error is None]
+    closed = [tier for tier in up if world.state(tier) is CircuitState.CLOSED]
+    errors, answer = None, ""
+    try:
+        answer, _ = world.call()
+    except AllTiersFailedError as failed:
+        errors = failed.errors
+    if errors is not None:
+        assert list(errors) == list(world.say)
+        assert all(isinstance(errors[tier], CircuitOpenError) for tier in up)
+        assert not closed
+        return
+    tier = answer.split()[0]
+    assert tier == world.called[-1] == world.tiers.tier
+    assert tier in up
+    assert not closed or list(world.say).index(tier) <= list(world.say).index(closed[0])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ class World:
     def __init__(self):
         self.now_us = 1_700_000_000_000_000
         store = MemoryStore(now_us=lambda: self.now_us)
-        store.mark_fresh(["shop"])
         self.circuits = Circuits(store, policy=POLICY)
         self.orders, self.stock = self.circuit("orders"), self.circuit("stock")
         self.says, self.called, self.changes = None, 0, []
