@@ -278,9 +278,11 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def close(self) -> None:
         """Close the circuit and forget its failures; its statistics stay. Ends a forced state, too."""
-        self._move(CircuitState.CLOSED)
+        self.reset()
 
-    reset = close
+    def reset(self, *, by: str | None = None, why: str = "by hand") -> None:
+        """The same, and the transition says who did it and why."""
+        self._move(CircuitState.CLOSED, by, why)
 
     def force(self, state: CircuitState, *, by: str, why: str, until: datetime | None = None) -> None:
         """Hold the circuit forced open or disabled, whatever the calls say, until then or until it is closed.
@@ -288,12 +290,17 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         Without an end it is held for 30 days, if Redis is not lost: who needs more than that keeps it
         elsewhere and gives the store a `recall`.
         """
+        self.check_force(state, by=by, why=why)
+        self._move(state, by, why, 0 if until is None else round(until.timestamp() * 1e6))
+
+    @staticmethod
+    def check_force(state: CircuitState, *, by: str, why: str) -> None:
+        """Raise ConfigurationError for what `force` does not take."""
         if state not in {CircuitState.FORCED_OPEN, CircuitState.DISABLED}:
             raise ConfigurationError(f"a circuit is forced to be forced_open or disabled, not {state}")
         for word, text in (("by", by), ("why", why)):
             if not 0 < len(text.strip()) <= _WORDS_MOST:
                 raise ConfigurationError(f"{word}= takes 1 … {_WORDS_MOST} letters, not {len(text.strip())}")
-        self._move(state, by, why, 0 if until is None else round(until.timestamp() * 1e6))
 
     def notify_transition(self, transition: Transition) -> None:
         """Tell listeners and callbacks of a transition."""

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
-
-import pybreaker
 
 from resilience.breaker import CircuitBreaker
+from resilience.circuits import Circuits
 from resilience.errors import DatabaseError
-from resilience.guard import Ask, CircuitView, Guard
+from resilience.guard import Ask, CircuitView, Guard, Transition
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store.redis import RedisStore
 from tasks import store
+from tasks.circuits import recall
+from tasks.collectors.registry import collectors
 from tasks.collectors.spec import Endpoint
 from tasks.ledger import SqlLedger
 from tasks.settings import get_settings
@@ -27,23 +27,23 @@ logger = logging.getLogger(__name__)
 TYPICAL_CALL_S = 0.5
 
 
-class Announce(pybreaker.CircuitBreakerListener):  # type: ignore[misc]
-    """A breaker listener: every transition goes to the log and to the events table, once."""
+def announce(told: Transition) -> None:
+    """Log a transition, and keep it in the events table: once, in the process that caused it.
 
-    def state_change(self, cb: CircuitBreaker, old_state: Any, new_state: Any) -> None:
-        """Say it, and keep it. A database that is away must not fail the call that caused it."""
-        old, new = str(getattr(old_state, "name", old_state)), str(getattr(new_state, "name", new_state))
-        logger.warning("circuit %s: %s -> %s", cb.name, old, new)
-        try:
-            store.record_event("circuit", str(cb.name), {"old": old, "new": new})
-        except DatabaseError as error:
-            logger.warning("the transition of circuit %s is not in the events table: %s", cb.name, error)
+    A database that is away must not fail the call that caused it.
+    """
+    logger.warning("circuit %s: %s -> %s (%s)", told.circuit, told.old, told.new, told.reason)
+    detail = {"old": told.old, "new": told.new, "reason": told.reason, "actor": told.actor}
+    try:
+        store.record_event("circuit", told.circuit, detail)
+    except DatabaseError as error:
+        logger.warning("the transition of circuit %s is not in the events table: %s", told.circuit, error)
 
 
 @lru_cache(maxsize=4)
 def _guard_of(url: str, pid: int) -> Guard:
     del pid  # connections are not shared with a forked child
-    return Guard(RedisStore(url), SqlLedger())
+    return Guard(RedisStore(url, recall=recall), SqlLedger())
 
 
 def guard() -> Guard:
@@ -59,13 +59,14 @@ def circuit_name(endpoint: Endpoint) -> str:
 @lru_cache(maxsize=1024)
 def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
     """The shared circuit of an endpoint."""
-    return CircuitBreaker(
+    breaker = CircuitBreaker(
         name=circuit_name(endpoint),
         api=endpoint.api.name,
         policy=replace(endpoint.api.breaker, permit_lease=_lease()),
         store=guard().store,
-        listeners=[Announce()],
     )
+    breaker.on_transition(announce)
+    return breaker
 
 
 def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float) -> Ask:
@@ -134,6 +135,15 @@ def _sharing_key(limit: Limit, endpoint: Endpoint, symbol: str) -> str:
             return f"symbol:{symbol}"
         case per:
             return str(per(symbol))
+
+
+def registry() -> Circuits:
+    """The circuits of all collectors of this installation."""
+    found = Circuits(guard().store)
+    for api in collectors().values():
+        for endpoint in api.endpoints.values():
+            found.register(circuit_of(endpoint))
+    return found
 
 
 def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:

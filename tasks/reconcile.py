@@ -15,14 +15,16 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, RowMapping, and_, exists, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from resilience.breaker import CircuitBreaker
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
+from tasks import circuits as forced_circuits
 from tasks import heartbeat
 from tasks.broker import away_is_one_error
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.heartbeat import LEASE
 from tasks.launch import broker_was_emptied
-from tasks.limits import circuits
+from tasks.limits import circuit_of, circuits
 from tasks.models import NOT_DONE, events, runs, units, workers
 from tasks.outcomes import Outcome, RunOutcome, RunState, UnitState
 from tasks.runs import OPEN, carry_on, close, start, without_planner
@@ -50,6 +52,7 @@ def reconcile() -> dict[str, int]:
         done["released"] = _release_orphans(settings)
     done["alone"] = _run_alone(settings)
     done["planned"] = _plan_again(settings)
+    done["forced"] = _enforce()
     done["unparked"] = _unpark()
     done["resent"] = _send_again(settings, everything=emptied)
     done["overdue"] = _end_overdue()
@@ -133,6 +136,22 @@ def _gone(settings: Settings) -> Any:
         units.c.state == UnitState.RUNNING,
         or_(dead, overdue, and_(unknown, units.c.claimed_at < db_now(-settings.gone_after_s))),
     )
+
+
+def _enforce() -> int:
+    """Circuits that somebody forced while Redis was away are forced now."""
+
+    def find(name: str) -> CircuitBreaker | None:
+        try:
+            return circuit_of(endpoint_of(name))
+        except ConfigurationError:
+            return None  # its collector was removed
+
+    try:
+        return forced_circuits.enforce(find)
+    except StoreUnavailableError as error:
+        logger.warning("forced circuits are not told: %s", error)
+        return 0
 
 
 def _release_orphans(settings: Settings) -> int:

@@ -405,6 +405,102 @@ def release_symbol(symbol: str, endpoint: str | None) -> None:
     click.echo(f"{symbol} is tried again by {', '.join(released)}")
 
 
+@main.group("circuits", invoke_without_command=True)
+@json_option
+@click.pass_context
+def list_circuits(ctx: click.Context, *, as_json: bool) -> None:
+    """Show how the circuits stand; open, disable or reset one.
+
+    What is forced here is kept in the database: a Redis that was lost is told again before it admits a call.
+    """
+    if ctx.invoked_subcommand:
+        return None
+    from tasks.limits import registry
+
+    _database_ready()
+    found = list(registry().statuses().values())
+    if as_json:
+        return _echo_json(found)
+    from workers.tables import circuits_table, console
+
+    return console().print(circuits_table(found))
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _later(ctx: click.Context, option: click.Parameter, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    at = _instant(ctx, option, text)
+    if at <= datetime.now(UTC):
+        raise click.BadParameter(f"{text!r} is over; it is {datetime.now(UTC):%Y-%m-%dT%H:%M} UTC")
+    return at
+
+
+by_option = click.option("--by", default=_user, metavar="NAME", help="Who does it. Default: the user.")
+why_option = click.option("--why", required=True, metavar="TEXT", help="Shown wherever the circuit is.")
+until_option = click.option("--until", callback=_later, metavar="DATE", help="UTC. Default: until reset.")
+
+
+@list_circuits.command("open")
+@click.argument("name", metavar="CIRCUIT")
+@by_option
+@why_option
+@until_option
+def open_circuit(name: str, *, by: str, why: str, until: datetime | None) -> None:
+    """Let no call through, whatever they would say."""
+    _force(name, "forced_open", by, why, until)
+
+
+@list_circuits.command("disable")
+@click.argument("name", metavar="CIRCUIT")
+@by_option
+@why_option
+@until_option
+def disable_circuit(name: str, *, by: str, why: str, until: datetime | None) -> None:
+    """Let every call through; failures are counted, but open nothing."""
+    _force(name, "disabled", by, why, until)
+
+
+@list_circuits.command("reset")
+@click.argument("name", metavar="CIRCUIT")
+@by_option
+@why_option
+def reset_circuit(name: str, *, by: str, why: str) -> None:
+    """Close a circuit, forced or not, and forget its failures."""
+    from tasks import circuits
+    from tasks.collectors.registry import endpoint_of
+    from tasks.limits import circuit_of
+
+    _database_ready()
+    was_forced = circuits.lift(circuit_of(endpoint_of(name)), by=by, why=why)
+    click.echo(f"circuit {name} is closed" + (" and no longer forced" if was_forced else ""))
+
+
+def _force(name: str, state: str, by: str, why: str, until: datetime | None) -> None:
+    from resilience.errors import StoreUnavailableError
+    from resilience.guard import CircuitState
+    from tasks import circuits
+    from tasks.collectors.registry import endpoint_of
+    from tasks.limits import circuit_of
+
+    _database_ready()
+    breaker = circuit_of(endpoint_of(name))
+    try:
+        circuits.force(breaker, CircuitState(state), by=by, why=why, until=until)
+    except StoreUnavailableError as error:
+        return _tell(f"it is kept, and a ctl worker tells Redis when it is back: {error}")
+    end = "it is reset" if until is None else f"{until:%Y-%m-%d %H:%M} UTC"
+    return click.echo(f"circuit {name} is {state.replace('_', ' ')} until {end}")
+
+
 @main.command("collectors")
 @json_option
 def list_collectors(*, as_json: bool) -> None:

@@ -237,6 +237,26 @@ def quarantine_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def circuits_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """How circuits stand; `rows` as `penstock circuits --json` writes them."""
+    table = _table("circuit", "state", "failures", "errors", "health", "opened", "retry (UTC)", "forced")
+    for column in table.columns[2:6]:
+        column.justify = "right"
+    for row in rows:
+        forced = row["forced"]
+        table.add_row(
+            row["circuit"],
+            Text(row["state"], style=CIRCUIT_COLOURS.get(row["state"], "")),
+            count(row["failure_count"]),
+            f"{row['error_rate']:.0%}",
+            f"{row['health_score']:.0%}",
+            count(row["statistics"]["circuit_opens"]),
+            NOTHING if row["retry_at"] is None else row["retry_at"][:19].replace("T", " "),
+            NOTHING if forced is None else f"{forced['by']}: {forced['why']}",
+        )
+    return table
+
+
 def run_page(shown: RunDetail) -> RenderableType:
     """Everything about one run, one under the other."""
     run = shown.run

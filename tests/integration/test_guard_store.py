@@ -1,17 +1,22 @@
 """The Redis store when Redis forgets its scripts, goes away, or the process forks."""
 
+import re
 import subprocess
 import sys
+import time
+from datetime import timedelta
 
 import pytest
 import redis
+from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from resilience.breaker import CircuitBreaker
+from resilience.circuits import Circuits
 from resilience.errors import StoreUnavailableError
-from resilience.guard import Ask, CallResult, Guard, Kind
+from resilience.guard import Ask, CallResult, CircuitState, Guard, Kind
 from resilience.limiter import RateLimiter
-from resilience.policy import Limit
+from resilience.policy import BreakerPolicy, Limit
 from resilience.store.redis import RedisStore
 from tests.integration.conftest import SERVERS, start_redis
 
@@ -149,3 +154,79 @@ def test_forks_do_not_share_a_connection(each_redis_url):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_registry_reads_and_resets_in_one_message(each_redis_url):
+    """However many circuits of however many APIs: one write, one read."""
+    store = RedisStore(each_redis_url)
+    circuits = Circuits(store, policy=BreakerPolicy(failures=1))
+    names = [(f"api-{n % 7}", f"circuit-{n}") for n in range(50)]
+    for api, name in names:
+        circuits.get(name, api=api)
+    circuits.get("circuit-8", api="api-1").record_failure()
+    asked = []
+    ask_all = store._ask_all
+    store._ask_all = lambda connection, commands: asked.append(len(commands)) or ask_all(connection, commands)
+    with redis.Redis.from_url(each_redis_url) as client:
+        client.script_flush()
+        statuses = circuits.statuses()  # also heals the scripts
+        assert circuits.metrics()["api-1/circuit-8"]["state"] == "open"
+        assert circuits.reset() == ["api-1/circuit-8"]
+        seen = client.info("commandstats")
+    assert set(statuses) == {f"{api}/{name}" for api, name in names}
+    assert asked == [7, 7, 50]
+    assert seen["cmdstat_evalsha"]["calls"] >= 7 + 7 + 50
+    store.close()
+
+
+def test_one_slot_for_each_script(each_redis_url):
+    """All keys of a script have the hash tag of its API, so a cluster can run it."""
+    guard, ask = guard_and_ask(each_redis_url)
+    rest, asked = guard.store._rest, []
+    guard.store._rest = lambda names, *more: asked.append(names.data) or rest(names, *more)
+    every_question(guard, ask)
+    ask.circuits[0].force(CircuitState.DISABLED, by="ada", why="it errs")
+    named = [re.findall(rb"\r\n(penstock:[^\r]+)\r\n", data) for data in asked]
+    assert len(named) == 9
+    assert all(named)
+    assert {key_slot(key) for keys in named for key in keys} == {key_slot(b"a")}
+    guard.store.close()
+
+
+PROBER = """
+import sys, time
+from resilience.guard import Ask, Go, Guard
+from tests.integration.test_guard_store import brief
+
+breaker = brief(sys.argv[1])
+verdict = Guard(breaker.guard.store).admit(Ask("a", (breaker,), ()))
+print(type(verdict).__name__, flush=True)
+time.sleep(60)
+"""
+
+
+def brief(url):
+    """A circuit whose permits are lent for a second."""
+    policy = BreakerPolicy(permit_lease=timedelta(seconds=1))
+    return CircuitBreaker(name="brief", api="a", store=RedisStore(url), policy=policy)
+
+
+def test_killed_probers_permits_come_back(each_redis_url):
+    """Three processes hold all permits and are killed: a second later others may probe, three and no more."""
+    breaker = brief(each_redis_url)
+    breaker.half_open()
+    probers = [
+        subprocess.Popen([sys.executable, "-c", PROBER, each_redis_url], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    told = sorted(prober.stdout.readline().strip() for prober in probers)
+    for prober in probers:
+        prober.kill()
+        prober.communicate()
+    deadline = time.monotonic() + 10
+    while breaker.view.free_permits < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    again = [type(breaker.guard.admit(Ask("a", (breaker,), ()))).__name__ for _ in range(4)]
+    assert again == ["Go", "Go", "Go", "Wait"]
+    assert set(told) <= {"Go", "Wait"}
+    breaker.guard.store.close()

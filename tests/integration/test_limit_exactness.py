@@ -1,6 +1,8 @@
 """Many processes on one limit, one circuit: what they start is counted on the clock of Redis."""
 
 import multiprocessing
+import os
+import signal
 import time
 from datetime import timedelta
 from itertools import pairwise
@@ -135,3 +137,84 @@ def test_a_transition_is_told_once(each_redis_url):
     """Whoever causes it is told; nobody else."""
     told = in_processes(4, trip, each_redis_url)
     assert [state for states in told for state in states] == [CircuitState.OPEN]
+
+
+def trip_and_recover(seconds, url, answers, at_once):
+    """Call as fast as it lets, now failing, now well; tell which transitions this process has caused."""
+    store = RedisStore(url, actor=f"process {os.getpid()}")
+    policy = BreakerPolicy(
+        failures=3,
+        rate=None,
+        open_for=timedelta(milliseconds=20),
+        open_max=timedelta(milliseconds=20),
+        permit_lease=timedelta(seconds=5),
+        slow_start_step=timedelta(0),
+    )
+    circuit, told = CircuitBreaker(name="c", api="a", store=store, policy=policy), []
+    circuit.on_transition(lambda change: told.append((change.old, change.new, change.reason, change.at)))
+    at_once.wait()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        # All processes see the same weather: it changes every tenth of a second.
+        bad = int(time.time() * 10) % 2
+        if circuit.can_attempt():
+            circuit.record_failure() if bad else circuit.record_success()
+        else:
+            time.sleep(0.005)
+    answers.put((store._actor, told))
+
+
+def test_the_stream_holds_each_transition_once(each_redis_url):
+    """Sixteen processes trip and recover one circuit; what each was told is what the stream says it did."""
+    told = dict(in_processes(16, trip_and_recover, 2.0, each_redis_url))
+    store = RedisStore(each_redis_url)
+    events = store.events("a")
+    store.close()
+    assert len(events) == sum(map(len, told.values())) > 10
+    for actor, heard in told.items():
+        own = [(event.old, event.new, event.reason, event.at_us) for event in events if event.actor == actor]
+        assert own == [(*what, round(at.timestamp() * 1e6)) for *what, at in heard]
+    assert all(before.new is after.old for before, after in pairwise(events))
+    legal = {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")}
+    assert {(event.old, event.new) for event in events} == legal
+
+
+def lend_and_die(seconds, url, answers, at_once):
+    """Probe, and say when each probe began and ended; every third process is killed while it holds a permit."""
+    store = RedisStore(url)
+    circuit = CircuitBreaker(
+        name="c", api="a", store=store, policy=BreakerPolicy(permit_lease=timedelta(milliseconds=300))
+    )
+    at_once.wait()
+    end, dies = time.monotonic() + seconds, os.getpid() % 3 == 0
+    spans = []
+    while time.monotonic() < end:
+        verdict = circuit.guard.admit(Ask("a", (circuit,), ()))
+        if not isinstance(verdict, Go):
+            time.sleep(0.005)
+            continue
+        began_us = verdict.lease.grant.started_us
+        if dies:
+            answers.put([(began_us, began_us + 300_000)])
+            answers.close()
+            answers.join_thread()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+        circuit.guard.settle(verdict.lease, CallResult(Kind.IGNORED, 0.02))
+        spans.append((began_us, began_us + 20_000))
+    answers.put(spans)
+
+
+def test_no_more_than_three_probe_where_some_are_killed(each_redis_url):
+    """A killed prober's permit counts until its lease is over, and then it is lent again."""
+    store = RedisStore(each_redis_url)
+    half_open_circuit(store).half_open()
+    store.close()
+    told = in_processes(16, lend_and_die, 2.0, each_redis_url)
+    edges = sorted(edge for spans in told for began, ended in spans for edge in ((began, 1), (ended, -1)))
+    running = most = 0
+    for _, step in edges:
+        running += step
+        most = max(most, running)
+    assert most == 3
+    assert sum(map(len, told)) > 20

@@ -78,6 +78,7 @@ def test_help_names_every_command_and_the_exit_status():
         "runs",
         "show",
         "cancel",
+        "circuits",
         "collectors",
     ):
         assert f"  {word} " in said
