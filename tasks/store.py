@@ -85,23 +85,36 @@ def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
 
 
+_SQLITE_WAIT_S = 15
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     """WAL so that readers never wait; a writer waits its turn instead of failing at commit."""
     connection.isolation_level = None  # transactions are begun below, not by the driver
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=15000"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        f"busy_timeout={1000 * _SQLITE_WAIT_S}",
+    ):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
     # A deferred BEGIN that writes later fails at once when another writer came between.
     mode = "DEFERRED" if connection.get_execution_options().get("penstock_read") else "IMMEDIATE"
-    connection.exec_driver_sql(f"BEGIN {mode}")
+    statement = f"BEGIN {mode}"
+    driver: Any = connection.connection.driver_connection
+    try:  # on the driver's connection: SQLAlchemy takes longer to prepare these two words than SQLite to act
+        driver.execute(statement).close()
+    except sqlite3.Error as error:
+        raise OperationalError(statement, {}, error) from error
 
 
 def open_engine(url: str) -> Engine:
     """Make an engine for SQLite or PostgreSQL with the settings that Penstock relies on."""
     if url.startswith("sqlite"):
-        engine = create_engine(url, connect_args={"timeout": 15}, pool_size=64, max_overflow=64)
+        engine = create_engine(url, connect_args={"timeout": _SQLITE_WAIT_S}, pool_size=64, max_overflow=64)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -181,10 +194,41 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().partition("\n")[0]
 
 
+_turn = threading.Lock()
+
+
+def _new_turn() -> None:
+    global _turn  # noqa: PLW0603 - held at a fork it would stay held in the child
+    _turn = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_turn)
+
+
+@contextmanager
+def _in_turn(opened: Engine) -> Iterator[None]:
+    """Wait for this process's other writers, in SQLite, which has one writer at a time.
+
+    Who finds it taken sleeps and looks again, up to 0.1 s later; threads that queue here lose no time.
+    Between processes SQLite's way remains.
+    """
+    if opened.dialect.name != "sqlite":
+        yield
+        return
+    turn = _turn
+    if not turn.acquire(timeout=_SQLITE_WAIT_S):
+        raise DatabaseError(f"the database was busy for {_SQLITE_WAIT_S} s")
+    try:
+        yield
+    finally:
+        turn.release()
+
+
 @contextmanager
 def writing() -> Iterator[Connection]:
     """One transaction. Raises DatabaseError when the database is away; nothing is kept then."""
-    with _plain_errors(), engine().begin() as connection:
+    opened = engine()
+    with _in_turn(opened), _plain_errors(), opened.begin() as connection:
         yield connection
 
 

@@ -7,6 +7,7 @@ from kombu import serialization
 
 from tasks.collectors.registry import collectors
 from tasks.settings import Settings, get_settings
+from workers import transport
 from workers.queues import CTL, all_queues, route
 
 app = Celery("penstock", set_as_current=True)
@@ -58,6 +59,7 @@ def configuration() -> dict[str, Any]:
         },
         "task_soft_time_limit": settings.soft_time_limit_s,  # prefork only; HTTP deadlines are the real limit
         "task_time_limit": settings.time_limit_s,  # a unit beyond the soft one is stuck where no signal helps
+        "worker_consumer": "workers.consumer:Consumer",  # publishes events together
         "worker_disable_rate_limits": True,  # they are per worker, and block what waits behind them
         "worker_eta_task_limit": 1000,  # waiting messages are held in memory
         "worker_max_tasks_per_child": 10000,  # bounds what a leak may cost; a new child takes 10 ms
@@ -111,6 +113,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
     }
 
 
+transport.use()
 app.set_default()  # for every thread, not only for the one that imports this
 app.add_defaults(configuration)
 serialization.disable_insecure_serializers()

@@ -1,6 +1,8 @@
 """The database's side of a unit: claims, fence tokens, upserts, cursors; on SQLite and on PostgreSQL."""
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -449,3 +451,25 @@ def test_a_database_that_is_locked(installation):
             assert connection.execute(select(units.c.records)).scalar_one() == 0
     other.dispose()
     assert isinstance(take(run), Claim)
+
+
+def test_writers_of_one_process_take_turns(installation, monkeypatch):
+    """In SQLite, where they would sleep; who waits too long gets DatabaseError."""
+    run = add_unit()
+    monkeypatch.setattr(store, "_SQLITE_WAIT_S", 0.05)
+    with ThreadPoolExecutor(1) as other, store.writing():
+        if store.engine().dialect.name == "postgresql":
+            assert isinstance(other.submit(take, run).result(), Claim)
+            return
+        with pytest.raises(DatabaseError, match="busy"):
+            other.submit(take, run).result()
+    assert isinstance(take(run), Claim), "a turn ends with its transaction"
+
+
+def test_a_fork_does_not_inherit_a_turn():
+    """The thread that holds it does not live on in the child."""
+    with store._turn:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if store._turn.acquire(blocking=False) else 1)
+        assert os.waitpid(child, 0)[1] == 0
