@@ -13,6 +13,7 @@ from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.json import loads
+from vine import promise
 
 TOGETHER = 16  # messages in one step: bounds how long Redis and the event loop are held
 
@@ -56,6 +57,7 @@ class QoS(redis.QoS):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.noted: set[str] = set()
         self._acks: list[str] = []
+        self._sending = promise(self.send_acks)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a message; one that was taken by the script stands in Redis already."""
@@ -66,12 +68,15 @@ class QoS(redis.QoS):  # type: ignore[misc]
             super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge in this turn of the event loop; without a loop, or at the end of one, at once."""
-        if self.channel.connection.looping and not self.channel.closed:
-            self._acks.append(delivery_tag)
-            virtual.QoS.ack(self, delivery_tag)
-        else:
+        """Acknowledge in the next turn of the event loop; without a loop, or at the end of one, at once."""
+        loop = self.channel.connection.loop
+        if loop is None or self.channel.closed:
             super().ack(delivery_tag)
+            return
+        self._acks.append(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+        # A thread of the pool says so while the loop sleeps: unless it is woken, the free slot stays empty.
+        loop.call_soon(self._sending)
 
     def send_acks(self) -> None:
         """Acknowledge what has gathered. If Redis is lost meanwhile it delivers them again, as kombu does."""
@@ -125,30 +130,16 @@ class Channel(redis.Channel):  # type: ignore[misc]
             self.connection._deliver(message, queue)  # noqa: SLF001 - as kombu's _brpop_read does
 
 
-class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
-    """Sends the acknowledgements before it asks for more."""
-
-    def on_poll_start(self) -> None:
-        """Called in each turn of the event loop, after what was ready has run."""
-        for channel in self._channels:
-            channel.qos.send_acks()
-        super().on_poll_start()
-
-
 class Transport(redis.Transport):  # type: ignore[misc]
     """kombu's transport with the channel above."""
 
     Channel = Channel
-    looping = False  # whether an event loop calls the poller
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cycle = Poller()
+    loop: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """From now on there is a next turn."""
         super().register_with_event_loop(connection, loop)
-        self.looping = True
+        self.loop = loop
 
 
 def use() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 
 import kombu
 import pytest
@@ -176,6 +177,27 @@ def test_acknowledgements_go_together_with_the_next_turn_of_the_loop(connect, cl
     channel.close()
     assert client.hlen(UNACKED) == 0
     assert client.llen("a") == 3, "what was not acknowledged goes back when the channel closes"
+    hub.close()
+
+
+def test_an_acknowledgement_by_a_thread_wakes_the_loop(connect):
+    """Else the slot of a thread that has ended stays empty until the next timer."""
+    connection, hub, got = connect(), Hub(), []
+    sent(connection, "a", 2)
+    channel = connection.channel()
+    channel.basic_qos(0, 1)
+    kombu.Consumer(channel, [kombu.Queue("a")], on_message=got.append).consume()
+    connection.register_with_event_loop(hub)
+    hub.timer.clear()
+    hub.call_later(60, lambda: pytest.fail("the loop slept until a timer was due"))
+    loop = hub.create_loop()
+    while not got:
+        next(loop)
+    ending = threading.Timer(0.2, got[0].ack)  # while the loop sleeps, as a task that ends
+    ending.start()
+    while len(got) < 2:
+        next(loop)
+    ending.join()
     hub.close()
 
 
