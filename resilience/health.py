@@ -10,9 +10,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from threading import Event, Thread
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Self
 
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
@@ -21,7 +22,8 @@ from resilience.fallback import with_timeout
 from resilience.guard import Ask, CallResult, Go, Guard, Kind
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
-from resilience.store import CircuitState
+from resilience.statistics import rate_of
+from resilience.store import CircuitState, LimitReading
 from resilience.store.memory import MemoryStore
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class Detail(StrEnum):
     """Why it stands as it does, where its calls do not say."""
 
     PAUSED = "paused"  # somebody holds the circuit open
-    RATE_LIMITED = "rate_limited"  # a limit's gate is closed, or it runs slower than declared
+    RATE_LIMITED = "rate_limited"  # the API wants to hear nothing for now, or had to say so of late
 
 
 _WORST_LAST = list(CollectorStatus)
@@ -112,30 +114,48 @@ def health(circuits: Circuits) -> dict[str, Health]:
     return {name: Health.of(name, facts) for name, facts in circuits.statuses().items()}
 
 
-class Statistics(Protocol):
-    """A limiter, as far as health is concerned."""
-
-    def get_stats(self) -> dict[str, Any]:
-        """See `RateLimiter.get_stats`."""
-
-
-def get_system_health(circuits: Circuits, limiters: Mapping[str, Statistics] | None = None) -> dict[str, Any]:
-    """Circuits and limits of a program in one JSON-safe answer.
+def get_system_health(circuits: Circuits, limiters: Iterable[RateLimiter] = ()) -> dict[str, Any]:
+    """Circuits and limits of a program in one JSON-safe answer, with two messages to their store.
 
     It is healthy while one of its circuits is; `status` is then degraded at worst, for what is there goes on.
-    Raises StoreUnavailableError where the store does not answer: then nothing is known.
+    Limits go by `api/name/key`: those of an API that wants to hear nothing for now are `rate_limited`, and so
+    are its circuits. Raises StoreUnavailableError where the store does not answer: then nothing is known.
     """
-    found = health(circuits)
-    limits = {name: limiter.get_stats() for name, limiter in (limiters or {}).items()}
+    kept = list(limiters)
+    readings = circuits.store.limits([limiter.spec for limiter in kept]) if kept else []
+    told = [(limiter, _limit(limiter.limit, seen)) for limiter, seen in zip(kept, readings, strict=True)]
+    limited = {limiter.api for limiter, facts in told if facts["limited_until"]}
+    found = {
+        name: replace(each, detail=Detail.RATE_LIMITED)
+        if each.detail is None and each.facts["api"] in limited
+        else each
+        for name, each in health(circuits).items()
+    }
     status = _together(each.status for each in found.values())
-    limited = any(_slowed(stats) for stats in limits.values())
     return {
         "healthy": status in _HEALTHY,
         "status": status.value,
         "detail": Detail.RATE_LIMITED.value if limited else None,
         "circuits": {name: each.to_dict() for name, each in found.items()},
-        "limits": limits,
+        "limits": {f"{limiter.api}/{limiter.name}/{limiter.key}": facts for limiter, facts in told},
     }
+
+
+def _limit(limit: Limit, seen: LimitReading) -> dict[str, Any]:
+    until_us = max(seen.gate_until_us, seen.backoff_until_us)
+    return {
+        "limited_until": _iso(until_us),
+        "banned": seen.banned,
+        "rate_per_s": rate_of(limit, seen.stretch),
+        "left": seen.left,
+        "waiting": seen.waiting,
+        "calls": seen.calls,
+        "violations": seen.violations,
+    }
+
+
+def _iso(us: int) -> str | None:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat().replace("+00:00", "Z") if us else None
 
 
 def _together(statuses: Iterable[CollectorStatus]) -> CollectorStatus:
@@ -143,11 +163,6 @@ def _together(statuses: Iterable[CollectorStatus]) -> CollectorStatus:
     if not found or found[-1] is CollectorStatus.HEALTHY:
         return CollectorStatus.HEALTHY
     return CollectorStatus.DEGRADED if found[0] in _HEALTHY else found[-1]
-
-
-def _slowed(stats: Mapping[str, Any]) -> bool:
-    endpoints = stats.get("endpoints", {}).values()
-    return stats.get("backoff_multiplier", 1.0) > 1.0 or any(each["in_backoff"] for each in endpoints)
 
 
 @dataclass(frozen=True, slots=True)

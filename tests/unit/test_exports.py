@@ -37,7 +37,7 @@ DEFINED = {
     "resilience.concurrency": {"Broken", "ConcurrentBatcher"},
     "resilience.fallback": set(),
     "resilience.tiers": {"Tiers"},
-    "resilience.health": {"CollectorStatus", "Detail", "Health", "HealthMonitor", "Probe", "Statistics"},
+    "resilience.health": {"CollectorStatus", "Detail", "Health", "HealthMonitor", "Probe"},
     "resilience.quarantine": {"Entries", "MemoryEntries", "Quarantine", "SymbolErrors"},
     "resilience.concurrency_async": {"AsyncConcurrentBatcher"},
     "resilience.error_collector": {"ErrorCollector", "ItemError"},

@@ -135,6 +135,23 @@ def test_the_system_as_json(world):
     assert get_system_health(Circuits())["status"] == "healthy"
 
 
+def test_limits_are_part_of_it(world):
+    """An API that wants to hear nothing is rate limited, and so are its circuits; it is not ill."""
+    limits = [
+        RateLimiter(name, Limit("60/1m"), api=name, store=world.circuits.store) for name in ("shop", "mail")
+    ]
+    seen = get_system_health(world.circuits, limits)
+    assert (seen["detail"], seen["limits"]["shop/shop/all"]["limited_until"]) == (None, None)
+    limits[0].record_429(30)
+    seen = json.loads(json.dumps(get_system_health(world.circuits, limits)))
+    assert (seen["healthy"], seen["status"], seen["detail"]) == (True, "healthy", "rate_limited")
+    assert seen["circuits"]["shop/orders"]["detail"] == "rate_limited"
+    assert seen["limits"]["shop/shop/all"]["limited_until"] == "2023-11-14T22:13:50Z"
+    assert seen["limits"]["mail/mail/all"]["limited_until"] is None
+    world.wait(31)
+    assert get_system_health(world.circuits, limits)["detail"] is None
+
+
 # the monitor
 
 
