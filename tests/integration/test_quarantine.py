@@ -155,3 +155,24 @@ def test_the_command(world):
 
 def penstock(*words):
     return CliRunner().invoke(cli.main, words)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "good", "bad", "error"),
+    [
+        ("binance.klines", "BTCUSDT", "BADCOIN", "validation"),
+        ("coinbase.candles", "BTC-USD", "BAD-USD", "not_found"),
+    ],
+)
+def test_what_a_service_says_of_a_symbol_that_it_does_not_have(fleet, inbox, endpoint, good, bad, error):
+    """A real unit, with the words of the real API: a failure of this symbol, and of no other."""
+    queue = f"collect.{endpoint.partition('.')[0]}"
+    run = fleet.run(endpoint, [good, bad], START, START + HOUR)
+    for message in [inbox.take(queue) for _ in range(2)]:
+        inbox.run(message)
+    assert close(run) is not None
+    known = [
+        (row["endpoint"], row["symbol"], row["failures"], row["error"])
+        for row in fleet.installation.rows(quarantine)
+    ]
+    assert known == [(endpoint, bad, 1, error)]
