@@ -567,7 +567,12 @@ def test_five_503s_open_the_circuit_and_units_park(fleet, ask, inbox, upstream):
         assert abs((row["not_before"] - retry_at).total_seconds()) < 1
         assert row["wave"] is None
     [told] = [row for row in fleet.installation.rows(events) if row["kind"] == "circuit"]
-    assert (told["subject"], told["detail"]) == ("binance.klines", {"old": "closed", "new": "open"})
+    assert told["subject"] == "binance.klines"
+    assert [told["detail"][name] for name in ("old", "new", "reason")] == [
+        "closed",
+        "open",
+        "consecutive failures",
+    ]
 
 
 def test_a_scheduled_unit_is_skipped(fleet, ask, inbox, upstream):
