@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from resilience.store import (
     EVENTS_KEPT,
@@ -80,8 +80,6 @@ class Circuit:
 
     def wake(self, turning: "Turning") -> None:
         """Nobody watches the clock: who asks first after the time is over moves the circuit on."""
-        if not self.is_over(turning.now):
-            return
         if self.state is CircuitState.OPEN:
             self.turn(CircuitState.HALF_OPEN, 0, "open time over", turning)
             return
@@ -210,8 +208,7 @@ class Circuit:
             self._open(spec, "slow calls", call, turning)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What one circuit is told of a call's end."""
 
     id: str
@@ -294,25 +291,36 @@ class CircuitTable:
         return self._circuits.get(spec.key) or self._circuits.setdefault(spec.key, Circuit())
 
     def wake(self, specs: Sequence[CircuitSpec], now: int) -> tuple[Change, ...]:
-        turning = Turning(now, self._actor, self.log)
+        turning = None
         for index, spec in enumerate(specs):
-            self._recalled(spec, now).wake(turning.at(index, spec))
-        return tuple(turning.changes)
+            circuit = self._recalled(spec, now)
+            if circuit.is_over(now):
+                turning = turning or Turning(now, self._actor, self.log)
+                circuit.wake(turning.at(index, spec))
+        return tuple(turning.changes) if turning else ()
 
     def refusal(self, request: Request, now: int) -> Denial | Delay | None:
         """Why the circuits do not let this call start, if they do not."""
-        circuits = [(self.of(spec), spec) for spec in request.route.circuits]
-        for index, (circuit, spec) in enumerate(circuits):
+        specs = request.route.circuits
+        circuits = [self.of(spec) for spec in specs]
+        if all(circuit.state is CircuitState.CLOSED for circuit in circuits):
+            return None
+        for index, circuit in enumerate(circuits):
             if circuit.state in _BLOCKING:
-                until = circuit.until_us or now + spec.open_us
+                until = circuit.until_us or now + specs[index].open_us
                 return Denial(index, circuit.state.value, until, circuit.failures)
-        for circuit, spec in circuits:
+        for circuit, spec in zip(circuits, specs, strict=True):
             if circuit.state is CircuitState.HALF_OPEN and not circuit.free_permits(spec, now):
                 return Delay(PERMIT_WAIT_US, request.ticket, "half_open", spec.name)
         return None
 
     def slowdown(self, specs: Sequence[CircuitSpec], now: int) -> int:
-        return max((self.of(spec).slowdown(spec, now) for spec in specs), default=1)
+        slowest = 1
+        for spec in specs:
+            circuit = self.of(spec)
+            if circuit.closed_us:
+                slowest = max(slowest, circuit.slowdown(spec, now))
+        return slowest
 
     def lend(
         self, specs: Sequence[CircuitSpec], id_: str, now: int

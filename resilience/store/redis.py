@@ -141,6 +141,7 @@ _RESTORE = _compose(("wire", "gate", "restore"), "return restore()")
 _ALLOT = _compose(("wire", "window", "allot"), "return allot()")
 
 _NOTHING = _pack(0)
+_FLAGS = tuple(_pack(flags) for flags in range(16))
 _NOTHING_TOLD = _pack(0, 0)
 _WEIGHTS_KEPT = 64
 
@@ -229,6 +230,7 @@ class RedisStore:
         self._now_us = now_us
         self._recall = recall
         self._named, self._actor = actor, actor or this_process()
+        self._stamp = _pack("", self._actor)
         self._idle: deque[Any] = deque()
         self._pid = os.getpid()
         self._wires: WeakKeyDictionary[Route, _Wire] = WeakKeyDictionary()
@@ -362,16 +364,12 @@ class RedisStore:
         return wall_clock_us() if self._now_us is None else self._now_us()
 
     def _admit_args(self, wire: _Wire, request: Request) -> _Packed:
-        asked = _pack(
-            int(self._recall is not None),
-            request.id,
-            int(request.ticket is not None),
-            int(request.live),
-            request.patience_us,
-            int(request.ledger),
-        )
+        asked = _pack(request.id, request.patience_us)
+        flags = (request.ticket is not None) + 2 * request.live + 4 * request.ledger
+        told = _FLAGS[flags + 8 * (self._recall is not None)]
         windows = wire.windows(request.weight, self._about_us()) if wire.route.windows else _NOTHING
-        return asked.and_(wire.since_ttl, wire.policies, wire.seats, windows, wire.rates(request.weight))
+        rates = wire.rates(request.weight)
+        return asked.and_(wire.since_ttl, told, wire.policies, wire.seats, windows, rates)
 
     def _settle_args(self, wire: _Wire, report: Report) -> _Packed:
         grant = report.grant
@@ -427,6 +425,8 @@ class RedisStore:
 
     def _rest(self, names: _Packed, args: _Packed, actor: str | None = None) -> tuple[_Packed, ...]:
         self._notice_fork()
+        if self._now_us is None and actor is None:
+            return _pack(names.size), names, self._stamp, args
         now = "" if self._now_us is None else self._now_us()
         return _pack(names.size), names, _pack(now, actor or self._actor), args
 
@@ -460,6 +460,7 @@ class RedisStore:
         if self._pid != os.getpid():
             self._idle, self._pid = deque(), os.getpid()
             self._actor = self._named or this_process()
+            self._stamp = _pack("", self._actor)
 
     def _ask(self, connection: Any, command: list[bytes]) -> Any:
         connection.send_packed_command(command)

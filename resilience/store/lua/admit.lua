@@ -5,9 +5,10 @@
 --           since    string: since when all calls are known, µs
 --           restored string: this store was told what outlives it
 --           circuit and permits for each circuit; each gate; each sorted set of seats; each window; each bucket
--- ARGV      recalls, id, has_ticket, live, patience_us, ledger, since_ttl_ms; number of circuits and each
---           (circuit.lua); number of gates; number of sets of seats and for each: seats, lease_us; number of windows
---           and each (window.lua); number of buckets and each (bucket.lua)
+-- ARGV      id, patience_us, since_ttl_ms, flags (1 it has a ticket, 2 it is live, 4 there is a ledger, 8 the
+--           asker can recall circuits); number of circuits and each (circuit.lua); number of gates; number of sets
+--           of seats and for each: seats, lease_us; number of windows and each (window.lua); number of buckets and
+--           each (bucket.lua)
 -- returns   {"go", now, changes, {era · 2 + permit, …}, {started, booked or 0, cost, …}, {begin of each window}}
 --           {"wait", now, changes, wait_us, with_ticket, reason, index}
 --           {"lost", now, changes}: nothing is known of a circuit, and the asker recalls what was decided
@@ -18,9 +19,10 @@
 
 local function read_request()
   events = key()
-  local r = {ticket = key(), since = key(), restored = key(), recalls = number() == 1, id = text(),
-    has_ticket = number() == 1, live = number() == 1, patience = number(), ledger = number() == 1,
+  local r = {ticket = key(), since = key(), restored = key(), id = text(), patience = number(),
     since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, windows = {}, buckets = {}, slow = 1}
+  local flags = number()
+  r.has_ticket, r.live, r.ledger, r.recalls = flags % 2 == 1, flags % 4 > 1, flags % 8 > 3, flags > 7
   if r.ledger and redis.call("EXISTS", r.restored) == 0 then return r, {"restore", now, r.changes} end
   for i = 1, number() do
     local c = read_circuit(i - 1)

@@ -11,11 +11,19 @@
 -- A script that turns circuits sets `events`, the stream that each transition is written to.
 
 local FIELDS = {"state", "era", "failures", "until", "open", "closed", "good", "bad"}
-local RING = {"s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"}
-local TERMS = {"failures", "rate", "min_calls", "open", "growth", "open_max", "probes", "successes", "lease",
-  "step", "slow_rate", "throttles", "throttles_fail", "strict"}
+local SLICES = 10
 
 local events
+
+-- Made where they are needed: most calls need none of them.
+local function ring()
+  return "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"
+end
+
+local function terms()
+  return {"failures", "rate", "min_calls", "open", "growth", "open_max", "probes", "successes", "lease", "step",
+    "slow_rate", "throttles", "throttles_fail", "strict"}
+end
 
 local function read_circuit(index)
   local c = {index = index, key = key(), permits = key(), slice = number(), terms = text()}
@@ -27,11 +35,11 @@ end
 
 local function policy(c)
   if c.policy then return c.policy end
-  local at = 0
+  local at, names = 0, terms()
   c.policy = {}
   for term in string.gmatch(c.terms, "%S+") do
     at = at + 1
-    c.policy[TERMS[at]] = tonumber(term)
+    c.policy[names[at]] = tonumber(term)
   end
   return c.policy
 end
@@ -58,7 +66,7 @@ local function turn(c, state, till, reason, changes)
     redis.call("HINCRBY", c.key, "opens", 1)
     redis.call("HSET", c.key, "opened", now)
   elseif state == "closed" then
-    redis.call("HDEL", c.key, unpack(RING))
+    redis.call("HDEL", c.key, ring())
   end
   c.state, c.era, c["until"], c.good, c.bad = state, c.era + 1, till, 0, 0
   redis.call("DEL", c.permits)
@@ -91,9 +99,9 @@ end
 -- Calls, failures and slow calls of the window.
 local function window(c)
   local newest, calls, failures, slow = math.floor(now / c.slice), 0, 0, 0
-  for _, slice in ipairs(redis.call("HMGET", c.key, unpack(RING))) do
+  for _, slice in ipairs(redis.call("HMGET", c.key, ring())) do
     local tick, n, f, s = string.match(slice or "", "(%d+):(%d+):(%d+):(%d+)")
-    if tick and tonumber(tick) > newest - #RING then calls, failures, slow = calls + n, failures + f, slow + s end
+    if tick and tonumber(tick) > newest - SLICES then calls, failures, slow = calls + n, failures + f, slow + s end
   end
   return calls, failures, slow
 end

@@ -31,7 +31,7 @@ end
 -- Count a call; slices are reused in a ring.
 local function count(c, failed, slow)
   local tick = math.floor(now / c.slice)
-  local own = RING[tick % #RING + 1]
+  local own = "s" .. tick % SLICES
   local kept = redis.call("HMGET", c.key, own, "succeeded", "failed", "throttles")
   local t, calls, failures, slows = string.match(kept[1] or "", "(%d+):(%d+):(%d+):(%d+)")
   if tonumber(t) ~= tick then calls, failures, slows = 0, 0, 0 end
