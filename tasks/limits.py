@@ -13,6 +13,7 @@ from resilience.errors import DatabaseError
 from resilience.guard import Ask, CircuitView, Guard, Transition
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
+from resilience.store import LimitReading
 from resilience.store.redis import RedisStore
 from tasks import store
 from tasks.circuits import recall
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # What one call in flight is taken to last when a wave is sized; only the size of a wave depends on it.
 TYPICAL_CALL_S = 0.5
+
+_WITHOUT_SYMBOL = frozenset({"api", "ip", "account", "endpoint"})
 
 
 def announce(told: Transition) -> None:
@@ -82,17 +85,8 @@ def _limits_of(endpoint: Endpoint) -> tuple[Limit, ...]:
 # By who shares the limits and not by symbol: a worker that has seen 100,000 symbols would keep as many.
 @lru_cache(maxsize=1024)
 def _shared_ask(endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight: float) -> Ask:
-    limiters = tuple(
-        RateLimiter(
-            name=limit.spec,
-            limit=limit,
-            api=endpoint.api.name,
-            key=sharer,
-            weight_max=_weight_max(endpoint, limit),
-            lease=_lease(),
-        )
-        for limit, sharer in zip(_limits_of(endpoint), sharers, strict=True)
-    )
+    shared = zip(_limits_of(endpoint), sharers, strict=True)
+    limiters = tuple(_limiter(endpoint, limit, sharer) for limit, sharer in shared)
     return Ask(
         api=endpoint.api.name,
         circuits=(circuit_of(endpoint),),
@@ -100,6 +94,17 @@ def _shared_ask(endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight
         weight=weight,
         lane=lane,
         banned=_banned_with(endpoint),
+    )
+
+
+def _limiter(endpoint: Endpoint, limit: Limit, sharer: str) -> RateLimiter:
+    return RateLimiter(
+        name=limit.spec,
+        limit=limit,
+        api=endpoint.api.name,
+        key=sharer,
+        weight_max=_weight_max(endpoint, limit),
+        lease=_lease(),
     )
 
 
@@ -151,12 +156,28 @@ def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
     return guard().circuits([circuit_of(endpoint) for endpoint in endpoints])
 
 
+def limits(endpoints: Sequence[Endpoint]) -> dict[RateLimiter, LimitReading]:
+    """How the limits of these endpoints stand, each once, in one round trip for an API.
+
+    Of limits per symbol those of the symbols that are declared as a list.
+    """
+    found: dict[tuple[str, str, str], RateLimiter] = {}
+    for endpoint in endpoints:
+        listed = [] if endpoint.symbols is None or callable(endpoint.symbols) else list(endpoint.symbols)
+        for limit in _limits_of(endpoint):
+            for symbol in [""] if limit.per in _WITHOUT_SYMBOL else listed:
+                limiter = _limiter(endpoint, limit, _sharing_key(limit, endpoint, symbol))
+                found.setdefault((limiter.api, limiter.name, limiter.key), limiter)
+    limiters = list(found.values())
+    return dict(zip(limiters, guard().store.limits([each.spec for each in limiters]), strict=True))
+
+
 def wave_weight(endpoint: Endpoint, seconds: float, *, hosts: int, slots: int) -> float:
     """How much weight the limits of an endpoint admit in `seconds`; without limits, what the slots do."""
     rooms = [
         _room(limit, _weight_max(endpoint, limit), seconds) * (hosts if limit.per == "ip" else 1)
         for limit in (*endpoint.api.limits, *endpoint.limits)
-        if limit.per in {"api", "ip", "endpoint", "account"}
+        if limit.per in _WITHOUT_SYMBOL
     ]
     return min(rooms, default=max(slots, 1) * endpoint.weight_max * seconds / TYPICAL_CALL_S)
 

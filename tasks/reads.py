@@ -11,6 +11,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, literal, select
 
+from resilience.limiter import RateLimiter
+from resilience.statistics import rate_of
+from resilience.store import LimitReading
 from tasks.collectors.spec import Endpoint
 from tasks.heartbeat import LEASE
 from tasks.models import NOT_DONE, events, records, results, runs, schedules, units, waves, workers
@@ -503,3 +506,30 @@ def _failed_symbols(connection: Connection, run: int) -> dict[str, int]:
         .limit(ERRORS_KEPT)
     )
     return {symbol: number for symbol, number in rows}  # noqa: C416 - rows are no pairs to mypy
+
+
+def limit_row(limiter: RateLimiter, reading: LimitReading) -> dict[str, Any]:
+    """What `penstock limits` says of a limit; None where it does not apply to the kind."""
+    limit, paced = limiter.limit, limiter.limit.kind == "bucket"
+    return {
+        "api": limiter.api,
+        "limit": limit.spec,
+        "kind": limit.kind,
+        "shared_by": limiter.key,
+        "amount": limit.amount,
+        "declared_rate_per_s": rate_of(limit) if paced else None,
+        "rate_per_s": rate_of(limit, reading.stretch) if paced else None,
+        "adjusted_by_hand": reading.factor if paced else None,
+        "used": None if paced else reading.used,
+        "left": reading.left,
+        "waiting": reading.waiting,
+        "anew_at": iso(_moment(reading.end_us)),
+        "closed_until_at": iso(_moment(reading.gate_until_us)),
+        "banned": reading.banned,
+        "calls": reading.calls if paced else None,
+        "violations": reading.violations if paced else None,
+    }
+
+
+def _moment(us: int) -> datetime | None:
+    return datetime.fromtimestamp(us / 1e6, UTC) if us else None

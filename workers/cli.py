@@ -539,6 +539,23 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
     }
 
 
+@main.command("limits")
+@json_option
+def list_limits(*, as_json: bool) -> None:
+    """Show every limit: its rate now, what is left, who waits, gates and bans, budgets spent."""
+    from tasks.collectors.registry import collectors
+    from tasks.limits import limits
+    from tasks.reads import limit_row
+
+    endpoints = [endpoint for api in collectors().values() for endpoint in api.endpoints.values()]
+    rows = [limit_row(limiter, reading) for limiter, reading in limits(endpoints).items()]
+    if as_json:
+        return _echo_json(rows)
+    from workers.tables import console, limits_table
+
+    return console().print(limits_table(rows))
+
+
 def _per(per: Any) -> str:
     return per if isinstance(per, str) else "function"
 

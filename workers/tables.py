@@ -257,6 +257,40 @@ def circuits_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def limits_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """How limits stand; `rows` as `penstock limits --json` writes them."""
+    table = _table("API", "limit", "shared by", "rate now", "used", "left", "waiting", "closed (UTC)")
+    for column in (5, 6):
+        table.columns[column].justify = "right"
+    for row in rows:
+        rate, declared = row["rate_per_s"], row["declared_rate_per_s"]
+        table.add_row(
+            row["api"],
+            row["limit"],
+            row["shared_by"],
+            NOTHING if rate is None else _share(rate / declared, f"{rate:.4g}/s", "green"),
+            NOTHING if row["used"] is None else _share(row["used"] / row["amount"], str(row["used"]), "cyan"),
+            f"{row['left']:g}",
+            count(round(row["waiting"]), "yellow"),
+            _closed(row),
+        )
+    return table
+
+
+def _share(share: float, said: str, style: str, width: int = 10) -> Text:
+    """A bar of a part of the whole, and the figure beside it."""
+    filled = min(width, max(round(share * width), share > 0))
+    bar = Text("█" * filled, style=style)
+    return bar.append("·" * (width - filled), style="bright_black").append(f" {said}", style="default")
+
+
+def _closed(row: Mapping[str, Any]) -> Text:
+    if row["closed_until_at"] is None:
+        return Text("open", style="green")
+    until = f"{datetime.fromisoformat(row['closed_until_at']):%Y-%m-%d %H:%M:%S}"
+    return Text(f"banned until {until}" if row["banned"] else f"until {until}", style="red")
+
+
 def run_page(shown: RunDetail) -> RenderableType:
     """Everything about one run, one under the other."""
     run = shown.run

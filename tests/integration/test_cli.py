@@ -444,3 +444,28 @@ def test_secrets_are_not_shown(installation):
     for words in (["worker"], ["run", "binance", "--detach"], ["collectors"]):
         result = penstock(*words)
         assert "geheim" not in result.output
+
+
+def test_limits_as_they_stand(installation):
+    """A bucket's pace, calls in flight, what is used of a budget, and who is banned until when."""
+    from resilience.errors import BannedError
+    from resilience.guard import CallResult, Go
+    from resilience.policy import Lane
+    from tasks.collectors.registry import endpoint_of
+    from tasks.limits import ask_for, guard
+
+    guard().store.mark_fresh(["asana", "coinbase"])
+    asked = guard().admit(ask_for(endpoint_of("asana.tasks"), "1", Lane.LIVE, 1))
+    assert isinstance(asked, Go)
+    limiter = ask_for(endpoint_of("coinbase.candles"), "BTC-USD", Lane.LIVE, 1).limits[0]
+    guard().store.adjust(limiter.spec, 0.5)
+    found = {(row["api"], row["limit"]): row for row in json.loads(penstock("limits", "--json").stdout)}
+    assert found["coinbase", "10/1s"]["rate_per_s"] == 5
+    assert found["coinbase", "10/1s"]["adjusted_by_hand"] == 0.5
+    assert (found["asana", "50 at once"]["used"], found["asana", "50 at once"]["left"]) == (1, 49)
+    assert found["asana", "150/1m"]["closed_until_at"] is None
+    guard().settle(asked.lease, CallResult.of(BannedError(retry_after_s=600), latency_s=0.1))
+    shown = penstock("limits").stdout
+    assert "50 at once" in shown
+    assert "█████····· 5/s" in shown
+    assert "banned until" in shown

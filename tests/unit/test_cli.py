@@ -80,6 +80,7 @@ def test_help_names_every_command_and_the_exit_status():
         "cancel",
         "circuits",
         "collectors",
+        "limits",
     ):
         assert f"  {word} " in said
     assert "0 all went well, 1 a run ended partial, failed or skipped, 2 usage or configuration" in " ".join(
