@@ -452,6 +452,25 @@ def test_one_open_circuit_refuses_all(world):
 # slow start
 
 
+def test_circuits_of_several_levels(world):
+    """Endpoint, host, account and symbol in one decision: each counts for itself, any of them refuses."""
+    host = world.circuit("host", failures=4)
+    account = world.circuit("account:main", failures=9, rate=None)
+    levels = {
+        (endpoint, symbol): (world.circuit(endpoint), host, account, world.circuit(symbol, failures=2))
+        for endpoint in ("klines", "trades")
+        for symbol in ("BTC", "ETH")
+    }
+    assert world.call(*levels["klines", "BTC"], result=BAD) == []
+    assert world.call(*levels["klines", "BTC"], result=BAD) == [(CLOSED, OPEN)]
+    assert world.refuse(*levels["trades", "BTC"]).circuit == "BTC"
+    world.call(*levels["klines", "ETH"], result=BAD)
+    assert world.settle(world.go(*levels["trades", "ETH"]), BAD) == [(CLOSED, OPEN), (CLOSED, OPEN)]
+    assert world.refuse(*levels["klines", "ETH"]).circuit == "host"
+    views = world.guard.circuits([host, account, levels["klines", "ETH"][0], levels["trades", "ETH"][0]])
+    assert [view.failure_count for view in views.values()] == [4, 4, 3, 1]
+
+
 def rate_of(world, klines, bucket, seconds=2.0):
     """Calls that start in so many seconds, asked for at every hundredth."""
     started = 0

@@ -76,7 +76,14 @@ def run(page):
 def test_every_page_with_programs_is_run():
     """A new one needs a test that looks at what it does."""
     pages = {path.name for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text()}
-    assert pages == {"collectors.md", "concurrency.md", "fallbacks.md", "health.md", "limits.md"}
+    assert pages == {
+        "circuits.md",
+        "collectors.md",
+        "concurrency.md",
+        "fallbacks.md",
+        "health.md",
+        "limits.md",
+    }
 
 
 def test_declared_collector_asks_as_the_page_says():
@@ -106,6 +113,21 @@ def test_circuit_and_guard_do_what_the_page_says(capsys):
     assert said[2].startswith("not called, again at ")
     assert alone["circuit"].current_state == "open"
     assert type(guarded["verdict"]).__name__ in {"Go", "Wait"}
+
+
+def test_circuits_do_what_the_page_says(capsys):
+    """Awaited, asked by hand, and all at once."""
+    run("circuits.md")
+    assert capsys.readouterr().out.splitlines() == [
+        "BTC 41000",
+        "blocked for 300 s",
+        f"open 2 1 {1 / 3}",
+        "orders: closed > open (consecutive failures)",
+        "shop/orders open 100% failed",
+        "shop/prices closed 0% failed",
+        "orders: open > closed (the shop is back)",
+        "reset ['shop/orders']",
+    ]
 
 
 def test_ways_do_what_the_page_says(capsys):
