@@ -5,32 +5,20 @@ monitor.start()                      # a thread; `await monitor.watch()` in an a
 get_system_health(circuits)          # {"healthy": True, "status": "degraded", "circuits": {…}, …}
 """
 
-import asyncio
-import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from threading import Event, Thread
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
-from resilience.errors import ConfigurationError, PenstockError, StoreUnavailableError
-from resilience.fallback import with_timeout
-from resilience.guard import Ask, CallResult, Go, Guard, Kind
 from resilience.limiter import RateLimiter
-from resilience.policy import Lane, Limit
+from resilience.policy import Limit
 from resilience.statistics import rate_of
 from resilience.store import CircuitState, LimitReading
-from resilience.store.memory import MemoryStore
-
-log = logging.getLogger(__name__)
 
 DEGRADED_BELOW = 0.95  # share of successes in the circuit's window
 FAILED_BELOW = 0.5
-BUDGET = Limit("4/1m")
 
 
 class CollectorStatus(StrEnum):
@@ -163,127 +151,3 @@ def _together(statuses: Iterable[CollectorStatus]) -> CollectorStatus:
     if not found or found[-1] is CollectorStatus.HEALTHY:
         return CollectorStatus.HEALTHY
     return CollectorStatus.DEGRADED if found[0] in _HEALTHY else found[-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A call that costs little and shows whether a service answers. `limits` are those its calls count in."""
-
-    breaker: CircuitBreaker
-    call: Callable[[], object]
-    limits: tuple[RateLimiter, ...] = ()
-
-
-class HealthMonitor:
-    """Probes services every `every_s` seconds, and tells when the health of a circuit changes.
-
-    A probe passes the circuit and the limits as any call does, and besides a budget of its own that the whole
-    fleet shares, per API: where there is no room it is left out, and it never takes a place that live work
-    waits for. Behind an open circuit nothing is called; of a half-open one a probe takes a permit, so that a
-    service that nobody calls is found well again. A probe that takes longer than `timeout_s` has failed.
-
-    `check` is one round, for programs with a scheduler of their own. While the store is away a round tells
-    nothing and the next one tries again.
-    """
-
-    def __init__(
-        self,
-        circuits: Circuits,
-        probes: Sequence[Probe],
-        *,
-        every_s: float = 30.0,
-        timeout_s: float = 10.0,
-        budget: Limit = BUDGET,
-        on_change: Callable[[Health, Health], object] | None = None,
-    ) -> None:
-        if not every_s > 0:
-            raise ConfigurationError(f"HealthMonitor: every_s is {every_s}, but has to be above 0")
-        self._circuits, self._every_s, self._on_change = circuits, every_s, on_change
-        self._guard = Guard(circuits.store)
-        if isinstance(circuits.store, MemoryStore):
-            circuits.store.mark_fresh({probe.breaker.api for probe in probes})  # nobody else can have called
-        self._probes = [(_ask(probe, budget), with_timeout(timeout_s)(probe.call)) for probe in probes]
-        self._last: dict[str, Health] = {}
-        self._stopped = Event()
-        self._thread: Thread | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Check in a thread from now on."""
-        if self._thread is None:
-            self._stopped.clear()
-            self._thread = Thread(target=self._run, name="health", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, after the round that is under way."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    async def watch(self) -> NoReturn:
-        """Check in a thread of the event loop's until cancelled."""
-        while True:
-            await asyncio.to_thread(self._round)
-            await asyncio.sleep(self._every_s)
-
-    def check(self) -> dict[str, Health]:
-        """Probe once, and say how well every circuit is. Raises StoreUnavailableError."""
-        last = self._last or health(self._circuits)
-        for ask, call in self._probes:
-            self._probe(ask, call)
-        found = self._last = health(self._circuits)
-        for name, now in found.items():
-            before = last.get(name)
-            if before is not None and before.status is not now.status:
-                self._tell(before, now)
-        return found
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            self._round()
-            self._stopped.wait(self._every_s)
-
-    def _round(self) -> None:
-        try:
-            self.check()
-        except StoreUnavailableError as error:
-            log.warning("health is not known: %s", error)
-        except Exception:
-            log.exception("a round of health checks failed")
-
-    def _probe(self, ask: Ask, call: Callable[[], object]) -> None:
-        verdict = self._guard.admit(ask)
-        if not isinstance(verdict, Go):
-            log.debug("no probe of %s: %s", ask.circuits[0].circuit, verdict.reason)
-            return
-        began, failure = time.perf_counter(), None
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - what it says of the service is what was asked for
-            failure = error
-        latency_s = time.perf_counter() - began
-        result = CallResult.of(failure, latency_s=latency_s)
-        if failure is not None and not isinstance(failure, PenstockError):
-            result = replace(
-                result, kind=Kind.FAILURE
-            )  # a probe that breaks has not shown a service that answers
-        self._guard.settle(verdict.lease, result)
-
-    def _tell(self, before: Health, now: Health) -> None:
-        log.warning("%s was %s and is %s", now.name, before.status, now.status)
-        if self._on_change is not None:
-            self._on_change(before, now)
-
-
-def _ask(probe: Probe, budget: Limit) -> Ask:
-    breaker = probe.breaker
-    own = RateLimiter("health", budget, api=breaker.api, key="health")
-    return Ask(breaker.api, (breaker,), (*probe.limits, own), lane=Lane.BACKFILL)

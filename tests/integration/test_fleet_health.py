@@ -7,7 +7,8 @@ import pytest
 
 from resilience.circuits import Circuits
 from resilience.errors import ServerError
-from resilience.health import HealthMonitor, Probe, get_system_health
+from resilience.health import get_system_health
+from resilience.health_monitor import HealthMonitor, Probe
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
 from resilience.store.redis import RedisStore

@@ -10,7 +10,8 @@ import pytest
 
 from resilience.circuits import Circuits
 from resilience.errors import ConfigurationError, NotFoundError, ServerError, StoreUnavailableError
-from resilience.health import CollectorStatus, Detail, HealthMonitor, Probe, get_system_health, health
+from resilience.health import CollectorStatus, Detail, get_system_health, health
+from resilience.health_monitor import HealthMonitor, Probe
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
 from resilience.store import CircuitState
@@ -240,10 +241,16 @@ def test_the_thread(world):
     assert not [thread for thread in threading.enumerate() if thread.name == "health"]
 
 
-def test_watching_in_an_event_loop(world):
-    """Until it is cancelled."""
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_watching_in_an_event_loop(world, asynchronous):
+    """Until it is cancelled; a probe may be a coroutine function."""
     probed = threading.Event()
-    world.ping = probed.set
+
+    async def ping():
+        await asyncio.sleep(0)
+        probed.set()
+
+    world.ping = ping if asynchronous else probed.set
 
     async def main():
         watching = asyncio.create_task(world.monitor().watch())
@@ -253,6 +260,21 @@ def test_watching_in_an_event_loop(world):
             await watching
 
     asyncio.run(main())
+
+
+def test_a_coroutine_probe(world):
+    """It finds out the same, and is not taken for a success where nobody awaits it."""
+
+    async def ping():
+        await asyncio.sleep(0)
+        raise ServerError("away")
+
+    world.ping = ping
+    monitor = world.monitor()
+    assert asyncio.run(monitor.check_async())["shop/orders"].status is FAILED
+    assert world.changes == [(HEALTHY, FAILED)]
+    with pytest.raises(ConfigurationError, match="has to be awaited: use `check_async`"):
+        monitor.check()
 
 
 def test_a_store_that_is_away_ends_no_monitor(world, monkeypatch, caplog):
