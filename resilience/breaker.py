@@ -6,7 +6,16 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +39,7 @@ from resilience.guard import (
     kind_of,
     transition_of,
 )
+from resilience.guard_async import AsyncGuard
 from resilience.policy import BreakerPolicy
 from resilience.status import metrics, status
 from resilience.store import CircuitSpec, CircuitState, Move, Store, this_process
@@ -113,6 +123,11 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"CircuitBreaker(name={self.circuit!r}, api={self.api!r})"
+
+    @functools.cached_property
+    def guard_async(self) -> AsyncGuard:
+        """The guard of `call_async`: the same store, asked without blocking the loop."""
+        return AsyncGuard(self.guard.store)
 
     @property
     def circuit(self) -> str:
@@ -202,9 +217,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     async def call_async(self, func: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Await `func` if the circuit lets it, as `call` does; a call that is cancelled says nothing."""
-        lease = self._enter()
-        self._notify("before_call", func, *args, **kwargs)
-        with self._settling(lease):
+        async with self._calling_async(func, *args, **kwargs):
             return await func(*args, **kwargs)
 
     def __call__(self, *call_args: Any, **call_kwargs: Any) -> Any:
@@ -230,6 +243,12 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         lease = self._enter()
         self._notify("before_call", None)
         with self._settling(lease):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def calling_async(self) -> AsyncIterator[None]:
+        """The block of an `async with` statement as a call."""
+        async with self._calling_async(None):
             yield
 
     def can_attempt(self) -> bool:
@@ -351,10 +370,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         return mine
 
     def _record(self, kind: Kind, error: BaseException | None = None) -> None:
-        if held := self._take_held():
-            self._settle(held.lease, kind, time.perf_counter() - held.began, error)
-        else:
-            self._settle(self.guard.unasked(self._ask), kind, 0.0, error)
+        held = self._take_held()
+        lease = held.lease if held else self.guard.unasked(self._ask)
+        latency_s = time.perf_counter() - held.began if held else 0.0
+        self.guard.settle(lease, replace(CallResult.of(error, latency_s=latency_s), kind=kind))
 
     @contextlib.contextmanager
     def _settling(self, lease: Lease) -> Iterator["_Outcome"]:
@@ -362,16 +381,36 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         try:
             yield outcome
         except BaseException as error:
-            tripped = self._settle(lease, self.kind_of(error), time.perf_counter() - began, error)
-            if tripped and self._throw_new_error_on_trip:
-                raise CircuitOpenError(f"circuit {self.circuit} has opened", circuit=self.circuit) from error
+            self._tripped(self.guard.settle(lease, self._result(error, began)), error)
             raise
         if not outcome.handed_over:
-            self._settle(lease, Kind.SUCCESS, time.perf_counter() - began)
+            self.guard.settle(lease, self._result(None, began))
 
-    def _settle(self, lease: Lease, kind: Kind, latency_s: float, error: BaseException | None = None) -> bool:
-        result = replace(CallResult.of(error, latency_s=latency_s), kind=kind)
-        return any(change.new is CircuitState.OPEN for change in self.guard.settle(lease, result))
+    @contextlib.asynccontextmanager
+    async def _calling_async(
+        self, func: Callable[..., Any] | None, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[None]:
+        verdict = await self.guard_async.admit(self._ask)
+        if not isinstance(verdict, Go):
+            raise self.refusal(verdict)
+        self._notify("before_call", func, *args, **kwargs)
+        began = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            self._tripped(await self.guard_async.settle(verdict.lease, self._result(error, began)), error)
+            raise
+        await self.guard_async.settle(verdict.lease, self._result(None, began))
+
+    def _result(self, error: BaseException | None, began: float) -> CallResult:
+        result = CallResult.of(error, latency_s=time.perf_counter() - began)
+        return result if error is None else replace(result, kind=self.kind_of(error))
+
+    def _tripped(self, transitions: Sequence[Transition], error: BaseException) -> None:
+        """Where pybreaker's users want it so, the call that opens the circuit raises that it has opened."""
+        opened = any(transition.new is CircuitState.OPEN for transition in transitions)
+        if opened and self._throw_new_error_on_trip:
+            raise CircuitOpenError(f"circuit {self.circuit} has opened", circuit=self.circuit) from error
 
     def kind_of(self, error: BaseException) -> Kind:
         """As pybreaker's users know it: what is excluded counts as success, what is unknown as failure."""

@@ -297,16 +297,18 @@ class Guard:
         """Do what the store asks for first, and ask again until it decides."""
         self._tell(ask, answer.changes)
         while isinstance(answer, Unrestored | Unwritten):
-            assert self.ledger is not None
-            if isinstance(answer, Unrestored):
-                self.store.restore(ask.api, self.ledger.remembered(ask.api))
-            else:
-                budget, begin_us = answer.budget, answer.begin_us
-                granted = self.ledger.allot(budget, begin_us, answer.wanted)
-                self.store.allot(budget, begin_us, granted)
+            self._do(ask, answer)
             answer = self.store.admit(request)
             self._tell(ask, answer.changes)
         return _verdict(ask, answer)
+
+    def _do(self, ask: Ask, wanted: Unrestored | Unwritten) -> None:
+        assert self.ledger is not None
+        if isinstance(wanted, Unrestored):
+            self.store.restore(ask.api, self.ledger.remembered(ask.api))
+        else:
+            granted = self.ledger.allot(wanted.budget, wanted.begin_us, wanted.wanted)
+            self.store.allot(wanted.budget, wanted.begin_us, granted)
 
     def _heard(self, lease: Lease, result: CallResult, settled: Settled) -> tuple[Transition, ...]:
         self._tell_result(lease.ask, result)

@@ -101,6 +101,14 @@ class RetryBudget:
             log.warning("retries are not counted: %s", error)
             return True
 
+    async def withdraw_async(self) -> bool:
+        """`withdraw`, without blocking the loop."""
+        try:
+            return await self.store.asynchronous.retry(self.spec, self._earned())
+        except StoreUnavailableError as error:
+            log.warning("retries are not counted: %s", error)
+            return True
+
     def _earned(self) -> int:
         with self._lock:
             calls, self._calls = self._calls, 0
@@ -186,7 +194,7 @@ class Retry:
                 return await func(*args, **kwargs)
             except Exception as error:
                 wait_s = calls.wait_after(error)
-                if wait_s is None or not (self.budget is None or self.budget.withdraw()):
+                if wait_s is None or not (self.budget is None or await self.budget.withdraw_async()):
                     calls.give_up(error)
                     raise
                 calls.announce(error, wait_s)

