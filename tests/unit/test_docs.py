@@ -83,6 +83,7 @@ def test_every_page_with_programs_is_run():
         "fallbacks.md",
         "health.md",
         "limits.md",
+        "retries.md",
     }
 
 
@@ -165,3 +166,17 @@ def test_health_is_what_the_page_says(capsys):
     assert said[3] == "circuit_open ['shop/orders has opened, 1 failures']"
     assert [line.split()[:3] for line in said[4:7]] == [["shop/orders", "open", "1"]] * 3
     assert said[7:] == ["True False", "False"]
+
+
+def test_retries_and_sources_do_what_the_page_says(capsys):
+    """Each program says what the page lets expect."""
+    again, endings, source, awaited = run("retries.md")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:4] == ["call 1: busy", "call 2: busy", "42.10", "42.20"]
+    assert again["circuit"].view.reading.total_failures == 2
+    assert endings["said"][0] == "gave up after 3 calls: out of order"
+    assert [line.partition(" before ")[0] for line in endings["said"][1:]] == ["not", "not"]
+    assert list(source["rows"]) == ["BTC/USDT", "ETH/USDT"]
+    assert said[-3:-1] == ["GONE/USDT is not traded here", "closed 4 calls, 1 retried"]
+    assert said[-1] == "['tasks of mill', 'tasks of weir']"
+    assert awaited["tasks"].__name__ == "tasks"
