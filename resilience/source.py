@@ -190,19 +190,23 @@ class Source:
 
     def _enter(self) -> Lease:
         ticket, left_s = None, self.patience_s
-        while not isinstance(verdict := self.guard.admit(self.ask, ticket=ticket), Go):
+        while True:
+            verdict = self.guard.admit(self.ask, ticket=ticket, patience_s=left_s)
+            if isinstance(verdict, Go):
+                return verdict.lease
             ticket, wait_s = self._must_wait(verdict, left_s)
             self._sleep(wait_s)
             left_s -= wait_s
-        return verdict.lease
 
     async def _enter_async(self) -> Lease:
         ticket, left_s = None, self.patience_s
-        while not isinstance(verdict := await self.guard_async.admit(self.ask, ticket=ticket), Go):
+        while True:
+            verdict = await self.guard_async.admit(self.ask, ticket=ticket, patience_s=left_s)
+            if isinstance(verdict, Go):
+                return verdict.lease
             ticket, wait_s = self._must_wait(verdict, left_s)
             await self._sleep_async(wait_s)
             left_s -= wait_s
-        return verdict.lease
 
     def _must_wait(self, verdict: Wait | Refuse, left_s: float) -> tuple[str | None, float]:
         """The ticket and the wait; raises what stands against waiting."""

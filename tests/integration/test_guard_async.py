@@ -35,7 +35,7 @@ class Asked:
         policy = BreakerPolicy(half_open_calls=1, half_open_successes=1)
         self.breaker = CircuitBreaker(name="c", api="a", store=store, policy=policy)
         self.seat = RateLimiter("1 at once", Limit("1 at once"), api="a", key="k", lease=timedelta(minutes=5))
-        self.rate = RateLimiter("r", Limit("6000/1s"), api="a", key="k")
+        self.rate = RateLimiter("r", Limit("600000/1s"), api="a", key="k")
         self.ask = Ask("a", (self.breaker,), (self.rate,))
         self.alone = Ask("a", (self.breaker,), (self.seat, self.rate))
         self.guard, self.guard_async = Guard(store), AsyncGuard(store)
