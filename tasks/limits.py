@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
+from itertools import chain
 
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
 from resilience.errors import DatabaseError
-from resilience.guard import Ask, CircuitView, Guard, Transition
+from resilience.guard import Ask, CircuitState, CircuitView, Guard, Transition
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store import LimitReading
 from resilience.store.redis import RedisStore
 from tasks import store
 from tasks.circuits import recall
-from tasks.collectors.registry import collectors
-from tasks.collectors.spec import Endpoint
+from tasks.collectors.registry import collectors, endpoint_of
+from tasks.collectors.spec import Api, Endpoint
 from tasks.ledger import SqlLedger
 from tasks.settings import get_settings
 
@@ -54,20 +55,27 @@ def guard() -> Guard:
     return _guard_of(get_settings().redis, os.getpid())
 
 
-def circuit_name(endpoint: Endpoint) -> str:
-    """One circuit per endpoint."""
-    return endpoint.full_name
+def circuits_of(endpoint: Endpoint) -> tuple[CircuitBreaker, ...]:
+    """The circuits that a call of an endpoint goes through: its own, its Api's, or both."""
+    names = {"endpoint": endpoint.full_name, "api": endpoint.api.name}
+    return tuple(_circuit(endpoint.api, names[per]) for per in endpoint.api.breaker_per)
+
+
+def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
+    """The first of them."""
+    return circuits_of(endpoint)[0]
+
+
+def circuit_named(name: str) -> CircuitBreaker:
+    """A circuit of this installation. Raises ConfigurationError if there is none."""
+    known = {breaker.circuit: breaker for breaker in registry()}
+    return known.get(name) or circuit_of(endpoint_of(name))
 
 
 @lru_cache(maxsize=1024)
-def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
-    """The shared circuit of an endpoint."""
-    breaker = CircuitBreaker(
-        name=circuit_name(endpoint),
-        api=endpoint.api.name,
-        policy=replace(endpoint.api.breaker, permit_lease=_lease()),
-        store=guard().store,
-    )
+def _circuit(api: Api, name: str) -> CircuitBreaker:
+    policy = replace(api.breaker, permit_lease=_lease())
+    breaker = CircuitBreaker(name=name, api=api.name, policy=policy, store=guard().store)
     breaker.on_transition(announce)
     return breaker
 
@@ -89,7 +97,7 @@ def _shared_ask(endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight
     limiters = tuple(_limiter(endpoint, limit, sharer) for limit, sharer in shared)
     return Ask(
         api=endpoint.api.name,
-        circuits=(circuit_of(endpoint),),
+        circuits=circuits_of(endpoint),
         limits=limiters,
         weight=weight,
         lane=lane,
@@ -147,13 +155,28 @@ def registry() -> Circuits:
     found = Circuits(guard().store)
     for api in collectors().values():
         for endpoint in api.endpoints.values():
-            found.register(circuit_of(endpoint))
+            for breaker in circuits_of(endpoint):
+                found.register(breaker)
     return found
 
 
 def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
-    """How the circuits of these endpoints stand, by the endpoint's full name, in one round trip."""
-    return guard().circuits([circuit_of(endpoint) for endpoint in endpoints])
+    """How the circuits of these endpoints stand, by the endpoint's full name, in one round trip.
+
+    Of an endpoint with several it is the one that lets least through.
+    """
+    through = {endpoint.full_name: circuits_of(endpoint) for endpoint in endpoints}
+    views = guard().circuits(list(dict.fromkeys(chain.from_iterable(through.values()))))
+    return {
+        name: min((views[breaker.circuit] for breaker in breakers), key=_openness)
+        for name, breakers in through.items()
+    }
+
+
+def _openness(view: CircuitView) -> tuple[int, int]:
+    if view.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}:
+        return 0, 0
+    return (1, view.free_permits) if view.state is CircuitState.HALF_OPEN else (2, 0)
 
 
 def limits(endpoints: Sequence[Endpoint]) -> dict[RateLimiter, LimitReading]:

@@ -24,7 +24,7 @@ from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.heartbeat import LEASE
 from tasks.launch import broker_was_emptied
-from tasks.limits import circuit_of, circuits
+from tasks.limits import circuit_named, circuits
 from tasks.models import NOT_DONE, events, runs, units, workers
 from tasks.outcomes import Outcome, RunOutcome, RunState, UnitState
 from tasks.runs import OPEN, carry_on, close, start, without_planner
@@ -143,7 +143,7 @@ def _enforce() -> int:
 
     def find(name: str) -> CircuitBreaker | None:
         try:
-            return circuit_of(endpoint_of(name))
+            return circuit_named(name)
         except ConfigurationError:
             return None  # its collector was removed
 

@@ -476,11 +476,10 @@ def disable_circuit(name: str, *, by: str, why: str, until: datetime | None) -> 
 def reset_circuit(name: str, *, by: str, why: str) -> None:
     """Close a circuit, forced or not, and forget its failures."""
     from tasks import circuits
-    from tasks.collectors.registry import endpoint_of
-    from tasks.limits import circuit_of
+    from tasks.limits import circuit_named
 
     _database_ready()
-    was_forced = circuits.lift(circuit_of(endpoint_of(name)), by=by, why=why)
+    was_forced = circuits.lift(circuit_named(name), by=by, why=why)
     click.echo(f"circuit {name} is closed" + (" and no longer forced" if was_forced else ""))
 
 
@@ -488,11 +487,10 @@ def _force(name: str, state: str, by: str, why: str, until: datetime | None) -> 
     from resilience.errors import StoreUnavailableError
     from resilience.guard import CircuitState
     from tasks import circuits
-    from tasks.collectors.registry import endpoint_of
-    from tasks.limits import circuit_of
+    from tasks.limits import circuit_named
 
     _database_ready()
-    breaker = circuit_of(endpoint_of(name))
+    breaker = circuit_named(name)
     try:
         circuits.force(breaker, CircuitState(state), by=by, why=why, until=until)
     except StoreUnavailableError as error:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from string import Formatter
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from sqlalchemy import Table, UniqueConstraint
@@ -17,6 +17,8 @@ from resilience.errors import ConfigurationError
 from resilience.policy import Limit
 from tasks.collectors.paging import Bars, Cursor, Paging
 from tasks.collectors.rows import FILLED_BY_STORE, kind_of
+
+BreakerPer = Literal["endpoint", "api"]
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,40}$")
 
@@ -29,6 +31,16 @@ def name(text: str, what: str) -> None:
         raise ConfigurationError(
             f"{what} is called {text!r}; a name has small letters, digits and underscores only"
         )
+
+
+def breaker_per(api: str, levels: Sequence[BreakerPer]) -> tuple[BreakerPer, ...]:
+    """What has a circuit: each endpoint, the whole Api, or both."""
+    known = get_args(BreakerPer)
+    if isinstance(levels, str) or not levels or set(levels) - set(known) or len(set(levels)) < len(levels):
+        raise ConfigurationError(
+            f"{api}: breaker_per is {levels!r}, but has to be a list of {' and '.join(known)}"
+        )
+    return tuple(levels)
 
 
 def base_url(api: str, url: str) -> None:

@@ -24,6 +24,7 @@ from resilience.errors import ConfigurationError, PenstockError
 from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors import checks
 from tasks.collectors.auth import Auth
+from tasks.collectors.checks import BreakerPer
 from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Symbols, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.paging import Cursor, Paging, Single
@@ -44,7 +45,8 @@ class Api:
     it.
 
     `limits` and `rules` are what its documentation says; an endpoint may add limits of its own. A rule of the
-    Api comes before the built-in reading of a status. `timeout` shortens the total time of a call.
+    Api comes before the built-in reading of a status. `timeout` shortens the total time of a call. Each
+    endpoint has a circuit of its own, with `breaker_per=("api",)` they share one, with both they have both.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Api:
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         breaker: BreakerPolicy | None = None,
+        breaker_per: Sequence[BreakerPer] = ("endpoint",),
         retry: RetryPolicy | None = None,
         timeout: str | timedelta | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class Api:
         self.auth = auth
         self.headers = MappingProxyType(dict(headers or {}))
         self.breaker = breaker or BreakerPolicy()
+        self.breaker_per = checks.breaker_per(name, breaker_per)
         self.retry = retry or RetryPolicy()
         self.timeout_s = (
             duration(timeout, f"{name}: timeout").total_seconds() if timeout is not None else None

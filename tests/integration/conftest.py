@@ -133,7 +133,7 @@ class Installation:
             registry.collectors,
             registry.endpoint_of,
             limits._guard_of,
-            limits.circuit_of,
+            limits._circuit,
             limits._shared_ask,
             http.client,
             store._engine_of,

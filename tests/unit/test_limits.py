@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from resilience.errors import ConfigurationError
+from resilience.guard import Guard
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store import Route
+from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
+from tasks import limits
+from tasks.collectors import Api
 from tasks.collectors.registry import load
-from tasks.limits import _shared_ask, _sharing_key, ask_for, circuit_of
+from tasks.limits import _circuit, _shared_ask, _sharing_key, ask_for
 from tasks.settings import get_settings
 
 ENDPOINT = load(["binance"], {})["binance"].endpoints["klines"]
@@ -20,7 +25,7 @@ ENDPOINT = load(["binance"], {})["binance"].endpoints["klines"]
 def some_redis(monkeypatch):
     """One that nobody calls."""
     monkeypatch.setenv("PENSTOCK_REDIS_URL", "redis://127.0.0.1:9/0")
-    caches = (get_settings, circuit_of, _shared_ask)
+    caches = (get_settings, _circuit, _shared_ask)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -77,3 +82,57 @@ def test_what_is_packed_for_a_route_goes_with_it():
         store._wire(Route("a", (), (rate,), (), None))
     gc.collect()
     assert len(store._wires) <= 1
+
+
+@pytest.mark.parametrize(
+    ("per", "names"),
+    [
+        (("endpoint",), ["desk.tickets"]),
+        (("api",), ["desk"]),
+        (("endpoint", "api"), ["desk.tickets", "desk"]),
+    ],
+)
+def test_circuits_of_an_endpoint(some_redis, per, names):
+    """Its own, one for the whole Api, or both; endpoints share the Api's."""
+    desk = Api("desk", "https://desk.example", breaker_per=per)
+
+    @desk.endpoint("/tickets", key="id")
+    def tickets(row, unit):
+        return row
+
+    @desk.endpoint("/users", key="id")
+    def users(row, unit):
+        return row
+
+    first, second = [ask_for(each, "", Lane.LIVE, 1).circuits for each in desk.endpoints.values()]
+    assert [circuit.circuit for circuit in first] == names
+    shared = set(first) & set(second)
+    assert {circuit.circuit for circuit in shared} == {"desk"} & set(names)
+
+
+def test_the_least_open_circuit_speaks(some_redis, monkeypatch):
+    """Waves and parked units go by it."""
+    desk = Api("desk", "https://desk.example", breaker_per=("endpoint", "api"))
+
+    @desk.endpoint("/tickets", key="id")
+    def tickets(row, unit):
+        return row
+
+    store = MemoryStore()
+    monkeypatch.setattr(limits, "guard", lambda: Guard(store))
+    endpoint = desk.endpoints["tickets"]
+    own, whole = limits.circuits_of(endpoint)
+    own.half_open()
+    assert limits.circuits([endpoint])["desk.tickets"].state == "half_open"
+    whole.half_open()
+    own.can_attempt()
+    assert limits.circuits([endpoint])["desk.tickets"].free_permits == 2
+    whole.open()
+    assert limits.circuits([endpoint])["desk.tickets"].state == "open"
+
+
+@pytest.mark.parametrize("per", ["api", (), ("symbol",), ("api", "api")])
+def test_circuits_that_cannot_be(per):
+    """Said where it is declared."""
+    with pytest.raises(ConfigurationError, match=r"breaker_per is .* a list of endpoint and api"):
+        Api("desk", "https://desk.example", breaker_per=per)
