@@ -1,7 +1,9 @@
 """A limit and who shares it: as a part of what a guard asks, or on its own."""
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
@@ -9,7 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from resilience.errors import ConfigurationError, Throttled
-from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, Refuse, kind_of
+from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, Refuse, Wait, kind_of
+from resilience.guard_async import AsyncGuard
 from resilience.headers import Quota, quota_from
 from resilience.policy import Limit
 from resilience.spec import spec_of
@@ -50,6 +53,7 @@ class RateLimiter:
         lease: timedelta = DEFAULT_LEASE,
         store: Store | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        sleep_async: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         limit = Limit(limit) if isinstance(limit, str) else limit
         if not 0 < weight_max <= limit.amount:
@@ -61,7 +65,7 @@ class RateLimiter:
         self.lease = lease
         self.spec = spec_of(limit, name=name, api=api, key=key, weight_max=weight_max, lease=lease)
         self.endpoints: dict[str, dict[str, Any]] = {}
-        self._store, self._sleep = store, sleep
+        self._store, self._sleep, self._sleep_async = store, sleep, sleep_async
         self._parts: dict[str, RateLimiter] = {}
         self._last: Lease | None = None
 
@@ -76,22 +80,52 @@ class RateLimiter:
             self._store.mark_fresh([self.api])
         return Guard(self._store)
 
+    @cached_property
+    def guard_async(self) -> AsyncGuard:
+        """What asks the same store without blocking the loop."""
+        return AsyncGuard(self.guard.store)
+
     def wait(self, weight: float = 1, timeout: float | None = None, *, endpoint: str | None = None) -> float:
         """Block until a call may start, and return how many seconds that took.
 
         Raises `Throttled` at once where it would take more than `timeout` seconds; no place is taken then.
         """
-        if isinstance(self.spec, SeatSpec):
-            raise ConfigurationError(
-                f"limit {self.limit.spec!r} counts calls until they end: use `with limiter.acquire():`"
-            )
+        self._check_no_seats()
         return self._enter(weight, timeout, endpoint).waited_s
+
+    async def wait_async(
+        self,
+        weight: float = 1,
+        timeout: float | None = None,
+        *,
+        endpoint: str | None = None,  # noqa: ASYNC109 - as the blocking one
+    ) -> float:
+        """`wait`, without blocking the loop."""
+        self._check_no_seats()
+        return (await self._enter_async(weight, timeout, endpoint)).waited_s
 
     def acquire(
         self, weight: float = 1, timeout: float | None = None, *, endpoint: str | None = None
     ) -> "Permit":
         """Block like `wait`, for the block of a `with` statement: how that ends is learnt from."""
         return self._enter(weight, timeout, endpoint)
+
+    @asynccontextmanager
+    async def acquire_async(
+        self,
+        weight: float = 1,
+        timeout: float | None = None,
+        *,
+        endpoint: str | None = None,  # noqa: ASYNC109
+    ) -> AsyncIterator["Permit"]:
+        """`acquire` for an `async with` statement; a task that is cancelled gives its seat back."""
+        permit = await self._enter_async(weight, timeout, endpoint)
+        try:
+            yield permit
+        except BaseException as error:
+            await permit.settle_async(permit.ended(error))
+            raise
+        await permit.settle_async(permit.ended(None))
 
     def try_acquire(self, weight: float = 1, *, endpoint: str | None = None) -> "Permit | None":
         """A permit if a call may start now, and None if it has to wait; nothing is reserved."""
@@ -159,18 +193,43 @@ class RateLimiter:
             left_s = None if timeout is None else max(timeout - waited_s, 0)
             verdict = self.guard.admit(ask, ticket=ticket, patience_s=left_s)
             if isinstance(verdict, Go):
-                self._last = verdict.lease
-                return Permit(self, verdict.lease, endpoint, waited_s)
-            assert not isinstance(verdict, Refuse)
-            if left_s is not None and verdict.seconds > left_s:
-                raise Throttled(
-                    f"{self.name}: the next call may start in {verdict.seconds:.2f} s ({verdict.reason})",
-                    limit=verdict.key,
-                    retry_after_s=verdict.seconds,
-                )
-            self._sleep(verdict.seconds)
-            waited_s += verdict.seconds
-            ticket = verdict.ticket
+                return self._permit(verdict.lease, endpoint, waited_s)
+            wait = self._must_wait(verdict, left_s)
+            self._sleep(wait.seconds)
+            waited_s += wait.seconds
+            ticket = wait.ticket
+
+    async def _enter_async(self, weight: float, timeout: float | None, endpoint: str | None) -> "Permit":  # noqa: ASYNC109
+        ask, ticket, waited_s = self._ask(weight, endpoint), None, 0.0
+        while True:
+            left_s = None if timeout is None else max(timeout - waited_s, 0)
+            verdict = await self.guard_async.admit(ask, ticket=ticket, patience_s=left_s)
+            if isinstance(verdict, Go):
+                return self._permit(verdict.lease, endpoint, waited_s)
+            wait = self._must_wait(verdict, left_s)
+            await self._sleep_async(wait.seconds)
+            waited_s += wait.seconds
+            ticket = wait.ticket
+
+    def _permit(self, lease: Lease, endpoint: str | None, waited_s: float) -> "Permit":
+        self._last = lease
+        return Permit(self, lease, endpoint, waited_s)
+
+    def _must_wait(self, verdict: Wait | Refuse, left_s: float | None) -> Wait:
+        assert isinstance(verdict, Wait)
+        if left_s is not None and verdict.seconds > left_s:
+            raise Throttled(
+                f"{self.name}: the next call may start in {verdict.seconds:.2f} s ({verdict.reason})",
+                limit=verdict.key,
+                retry_after_s=verdict.seconds,
+            )
+        return verdict
+
+    def _check_no_seats(self) -> None:
+        if isinstance(self.spec, SeatSpec):
+            raise ConfigurationError(
+                f"limit {self.limit.spec!r} counts calls until they end: use `with limiter.acquire():`"
+            )
 
     def _ask(self, weight: float, endpoint: str | None) -> Ask:
         limits = (self,) if endpoint is None else (self, self._part(endpoint))
@@ -227,10 +286,30 @@ class Permit:
         if self._settled:
             return
         self._settled = True
-        alone = self._endpoint is not None and result.kind is Kind.THROTTLED
+        alone = self._is_alone(result)
         self._limiter.guard.settle(self._lease, replace(result, kind=Kind.IGNORED) if alone else result)
         if alone:
             self._limiter._learn(result, self._endpoint)  # noqa: SLF001
+
+    async def settle_async(self, result: CallResult) -> None:
+        """`settle`, without blocking the loop."""
+        if self._settled:
+            return
+        self._settled = True
+        alone = self._is_alone(result)
+        told = replace(result, kind=Kind.IGNORED) if alone else result
+        await self._limiter.guard_async.settle(self._lease, told)
+        if alone:
+            await asyncio.to_thread(self._limiter._learn, result, self._endpoint)  # noqa: SLF001
+
+    def ended(self, error: BaseException | None) -> CallResult:
+        """The result of a call that ended now, by what it raised."""
+        result = CallResult.of(error, latency_s=time.perf_counter() - self._began)
+        return replace(result, kind=kind_of(error))
+
+    def _is_alone(self, result: CallResult) -> bool:
+        """Whether it speaks of the endpoint only."""
+        return self._endpoint is not None and result.kind is Kind.THROTTLED
 
     def __enter__(self) -> Self:
         self._began = time.perf_counter()
@@ -239,9 +318,4 @@ class Permit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.settle(
-            replace(
-                CallResult.of(error, latency_s=time.perf_counter() - self._began),
-                kind=kind_of(error),
-            )
-        )
+        self.settle(self.ended(error))

@@ -12,7 +12,7 @@ import redis
 
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
-from resilience.errors import StoreUnavailableError
+from resilience.errors import ConfigurationError, RateLimitError, StoreUnavailableError, Throttled
 from resilience.guard import Ask, CallResult, Go, Guard, Kind
 from resilience.guard_async import AsyncGuard
 from resilience.limiter import RateLimiter
@@ -280,6 +280,71 @@ def test_cancelled_during_the_call(either):
     either.breaker.half_open()
     source.circuit.half_open()
     either.run(main)
+
+
+def test_cancelled_while_it_holds_a_limit(either):
+    """A seat goes back; a task that was waiting for one held nothing."""
+    limiter = RateLimiter("1 at once", Limit("1 at once"), api="a", key="k", store=either.store)
+
+    async def hold(started):
+        async with limiter.acquire_async():
+            started.set()
+            await asyncio.Event().wait()
+
+    async def main():
+        started = asyncio.Event()
+        holder = asyncio.create_task(hold(started))
+        await started.wait()
+        waiting = asyncio.create_task(hold(asyncio.Event()))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Throttled):
+            async with limiter.acquire_async(timeout=0):
+                pytest.fail("two at once")
+        for task in (waiting, holder):
+            task.cancel()
+        await asyncio.gather(waiting, holder, return_exceptions=True)
+        async with limiter.acquire_async(timeout=0) as permit:
+            return permit.waited_s
+
+    assert either.run(main) == 0
+
+
+def test_a_limiter_waits_without_blocking(either):
+    """For the pace of its limit, on the test's clock; seats have to end."""
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+        await asyncio.sleep(seconds)
+
+    limiter = RateLimiter(
+        "60", Limit("600/1m", burst=1), api="a", key="w", store=either.store, sleep_async=sleep
+    )
+
+    async def main():
+        return [await limiter.wait_async() for _ in range(3)]
+
+    told = either.run(main)
+    assert told[0] == 0
+    assert [each for each in told if each] == waits
+    assert 0.05 < sum(waits) <= 0.21
+    with pytest.raises(ConfigurationError, match="acquire"):
+        asyncio.run(RateLimiter("s", Limit("1 at once")).wait_async())
+
+
+def test_an_endpoints_429_is_its_own(either):
+    """Awaited as blocking: the whole goes on, the endpoint waits for what the server said."""
+    limiter = RateLimiter("r", Limit("6000/1s", burst=60), api="a", key="e", store=either.store)
+
+    async def main():
+        with pytest.raises(RateLimitError):
+            async with limiter.acquire_async(endpoint="orders"):
+                raise RateLimitError(retry_after_s=30.0)
+        with pytest.raises(Throttled):
+            await limiter.wait_async(timeout=0, endpoint="orders")
+        return await limiter.wait_async(timeout=1, endpoint="stock")
+
+    assert either.run(main) < 1
 
 
 # what they share
