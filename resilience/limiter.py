@@ -96,9 +96,9 @@ class RateLimiter:
     async def wait_async(
         self,
         weight: float = 1,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as the blocking one
         *,
-        endpoint: str | None = None,  # noqa: ASYNC109 - as the blocking one
+        endpoint: str | None = None,
     ) -> float:
         """`wait`, without blocking the loop."""
         self._check_no_seats()
@@ -114,9 +114,9 @@ class RateLimiter:
     async def acquire_async(
         self,
         weight: float = 1,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
         *,
-        endpoint: str | None = None,  # noqa: ASYNC109
+        endpoint: str | None = None,
     ) -> AsyncIterator["Permit"]:
         """`acquire` for an `async with` statement; a task that is cancelled gives its seat back."""
         permit = await self._enter_async(weight, timeout, endpoint)
