@@ -126,6 +126,9 @@ class Limit:
     `adaptive` lets a bucket find the rate that the API bears: 70 % of what its headers allow, half after a
     429 that names no wait, slower while answers take over 2 s. It never passes the spec, or `max_rate` where
     that is higher, and never goes below `min_rate` or a sixteenth of the spec (both in weight per second).
+
+    `on_store_away` says what holds while the shared store does not answer: `"share"`, each process keeps to
+    its part of the limit; `"stop"`, nothing starts.
     """
 
     spec: str
@@ -141,6 +144,7 @@ class Limit:
     min_rate: float | None = None
     max_rate: float | None = None
     headers: Dialect | None = None
+    on_store_away: Literal["share", "stop"] = "share"
 
     def __post_init__(self) -> None:
         if not (_RATE.fullmatch(self.spec) or _AT_ONCE.fullmatch(self.spec)):
@@ -159,6 +163,8 @@ class Limit:
             yield f": burst is {self.burst}, but has to be at least 1: nothing could ever start"
         if self.headers is not None and (self.used or self.remaining or self.reset):
             yield ": give `headers`, or the names of single headers"
+        if self.on_store_away not in {"share", "stop"}:
+            yield f": on_store_away is {self.on_store_away!r}, but has to be share or stop"
         yield from self._problems_of_kind()
         yield from self._problems_of_rates()
 

@@ -19,7 +19,7 @@ def spec_of(limit: Limit, *, name: str, api: str, key: str, weight_max: float, l
     """The limit as one sharer (`key`) has it."""
     match limit.kind:
         case "concurrency":
-            return SeatSpec(api, name, key, limit.amount, lease // _US)
+            return SeatSpec(api, name, key, limit.amount, lease // _US, _stops(limit))
         case "bucket":
             return _bucket(limit, name, api, key, weight_max)
         case _:
@@ -48,7 +48,12 @@ def _bucket(limit: Limit, name: str, api: str, key: str, weight_max: float) -> R
         limit.adaptive,
         start,
         max(start, declared * start / least) if limit.adaptive else start,
+        _stops(limit),
     )
+
+
+def _stops(limit: Limit) -> bool:
+    return limit.on_store_away == "stop"
 
 
 def _window(limit: Limit, name: str, api: str, key: str) -> WindowSpec:
@@ -61,6 +66,7 @@ def _window(limit: Limit, name: str, api: str, key: str) -> WindowSpec:
         1 - limit.reserve,
         saved=limit.kind == "budget",
         calendar=_calendar(limit) if limit.calendar else None,
+        stops=_stops(limit),
     )
 
 

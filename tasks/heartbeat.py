@@ -79,3 +79,11 @@ def alive(kind: str, gone_after_s: float) -> tuple[int, int]:
             )
         ).one()
     return int(hosts), int(slots)
+
+
+def processes(gone_after_s: float) -> int:
+    """How many processes that run units live, at least one."""
+    with reading() as connection:
+        alive_at = db_now(-gone_after_s)
+        found = select(func.count()).where(workers.c.kind == "units", workers.c.beat_at >= alive_at)
+        return max(1, connection.execute(found).scalar_one())

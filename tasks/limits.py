@@ -15,8 +15,9 @@ from resilience.guard import Ask, CircuitState, CircuitView, Guard, Transition
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store import LimitReading
+from resilience.store.away import SharingStore
 from resilience.store.redis import RedisStore
-from tasks import store
+from tasks import heartbeat, store
 from tasks.circuits import recall
 from tasks.collectors.registry import collectors, endpoint_of
 from tasks.collectors.spec import Api, Endpoint
@@ -47,7 +48,8 @@ def announce(told: Transition) -> None:
 @lru_cache(maxsize=4)
 def _guard_of(url: str, pid: int) -> Guard:
     del pid  # connections are not shared with a forked child
-    return Guard(RedisStore(url, recall=recall), SqlLedger())
+    shared = RedisStore(url, recall=recall)
+    return Guard(SharingStore(shared, lambda: heartbeat.processes(get_settings().gone_after_s)), SqlLedger())
 
 
 def guard() -> Guard:

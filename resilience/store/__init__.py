@@ -116,6 +116,7 @@ class RateSpec:
     adaptive: bool = False
     start: float = 1.0  # the rate is the bucket's own divided by a stretch: where it begins,
     most: float = 1.0  # … and how slow it may get
+    stops: bool = False  # while the store is away, instead of sharing
 
     @cached_property
     def key(self) -> str:
@@ -137,6 +138,7 @@ class SeatSpec:
     sharer: str
     seats: int
     lease_us: int
+    stops: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -166,6 +168,7 @@ class WindowSpec:
     share: float
     saved: bool = False
     calendar: Callable[[int], tuple[int, ...]] | None = None
+    stops: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -536,6 +539,12 @@ class Store(Protocol):
     @property
     def asynchronous(self) -> "AsyncStore":
         """The same store for asyncio programs."""
+
+    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+        """Tell a store that was away what was spent elsewhere: of buckets in µs of theirs, else that it was.
+
+        Buckets start empty after `hold_us`, windows count as used up, calls in flight get one lease to end.
+        """
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """Say that nobody was calling these APIs until now.

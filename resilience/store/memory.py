@@ -177,6 +177,35 @@ class MemoryStore:
         """The same store for asyncio programs."""
         return AsyncMemoryStore(self)
 
+    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+        """See `Store.repay`."""
+        with self._lock:
+            now = self._now_us()
+            for spec, debt in debts:
+                if isinstance(spec, SeatSpec):
+                    self._since[spec.api] = now
+                elif isinstance(spec, WindowSpec):
+                    window = self._window(spec, now)
+                    window.used = spec.amount
+                    self._windows[spec.key] = window
+                else:
+                    bucket = self._buckets.setdefault(spec.key, Bucket(0, 0, self._pace(spec)))
+                    empty = now + hold_us + spec.burst_us + spec.slack_us
+                    bucket.started_us = max(bucket.started_us, empty) + debt
+                    bucket.booked_us = max(bucket.booked_us, bucket.started_us - spec.slack_us)
+
+    def shut(self, api: str, sharer: str, until_us: int) -> None:
+        """Close a gate, as is known from elsewhere."""
+        with self._lock:
+            gate = self._gate(keys.gate(api, sharer))
+            gate.closed_us, gate.until_us = self._now_us(), until_us
+
+    def debt(self, spec: RateSpec) -> int:
+        """How far a bucket is used up, in µs."""
+        with self._lock:
+            bucket = self._buckets.get(spec.key)
+            return max(0, bucket.started_us - self._now_us()) if bucket else 0
+
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""
         with self._lock:

@@ -142,6 +142,7 @@ _RETRY = _compose(("wire", "retry"), "return retry()")
 _LIMITS = _compose(("wire", "gate", "limits"), "return limits()")
 _ADJUST = _compose(("wire", "pace", "adjust"), "return adjust()")
 _RESTORE = _compose(("wire", "gate", "restore"), "return restore()")
+_REPAY = _compose(("wire", "window", "repay"), "return repay()")
 _ALLOT = _compose(("wire", "window", "allot"), "return allot()")
 
 _NOTHING = _pack(0)
@@ -318,7 +319,9 @@ class RedisStore:
         return bool(self._run(_RETRY, *_retried(spec, earned_us)))
 
     def limits(self, specs: Sequence[LimitSpec]) -> list[LimitReading]:
-        """See `Store.limits`."""
+        """See `Store.limits`. Nothing to be read is a question whether Redis is there."""
+        if not specs:
+            self._command(_pack("PING"))
         readings: dict[LimitSpec, LimitReading] = {}
         for api in dict.fromkeys(spec.api for spec in specs):
             asked = [spec for spec in specs if spec.api == api]
@@ -345,6 +348,21 @@ class RedisStore:
         """See `Store.allot`."""
         args = _pack(*_window(budget, 0, self._about_us()), begin_us, amount)
         self._run(_ALLOT, _pack(budget.key), args)
+
+    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+        """See `Store.repay`."""
+        for api in dict.fromkeys(spec.api for spec, _ in debts):
+            owed = [(spec, debt) for spec, debt in debts if spec.api == api]
+            rates = [(spec, debt) for spec, debt in owed if isinstance(spec, RateSpec)]
+            windows = [spec for spec, _ in owed if isinstance(spec, WindowSpec)]
+            in_flight = any(isinstance(spec, SeatSpec) for spec, _ in owed)
+            names = _pack(keys.since(api), *[spec.key for spec, _ in rates], *[spec.key for spec in windows])
+            spent = ((spec.burst_us, spec.slack_us, _ttl_ms(spec.window_us), debt) for spec, debt in rates)
+            args = _pack(hold_us, 8 * _DAY_MS, int(in_flight)).and_(
+                _flat((len(rates),), *spent),
+                _flat((len(windows),), *(_window(spec, 0, self._about_us()) for spec in windows)),
+            )
+            self._run(_REPAY, names, args)
 
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""

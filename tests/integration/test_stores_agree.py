@@ -255,6 +255,15 @@ class BothStores(RuleBasedStateMachine):
     def adjust(self, spec, factor):
         self.both("adjust", spec, factor)
 
+    @rule(
+        owed=st.lists(
+            st.tuples(st.sampled_from(EVERY), st.sampled_from([0, 70_000])), unique_by=lambda each: each[0]
+        )
+    )
+    def repay(self, owed):
+        """The store was away, and others spent something meanwhile."""
+        self.both("repay", owed, 3_000_000)
+
     @rule()
     def look_at_limits(self):
         self.both("limits", EVERY)

@@ -159,6 +159,7 @@ def test_limit_shows_what_cannot_be_read(spec, part):
         ("60/1m", {"burst": 0}, "burst is 0"),
         ("60/0m", {}, "window of no length"),
         ("60/1m", {"reserve": 1}, "reserve is 1"),
+        ("60/1m", {"on_store_away": "pray"}, "on_store_away is 'pray'"),
         ("60/1m", {"algorithm": "leaky"}, "algorithm is 'leaky'"),
         ("60/1m", {"algorithm": "concurrency"}, "only 'N at once'"),
         ("5 at once", {"algorithm": "window"}, "only 'N at once'"),

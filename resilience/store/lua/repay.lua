@@ -1,0 +1,23 @@
+-- repay(): what was spent elsewhere while this store was away. Nothing starts before everybody has found it again.
+--
+-- KEYS      since; each bucket; each window
+-- ARGV      hold_us, since_ttl_ms; whether calls were in flight; number of buckets and for each: burst_us, slack_us,
+--           ttl_ms, debt_us; number of windows and each (window.lua)
+-- returns   nothing
+
+local function repay()
+  local since, hold, since_ttl = key(), number(), number()
+  if number() == 1 then redis.call("SET", since, string.format("%.0f", now), "PX", since_ttl) end
+  for _ = 1, number() do
+    local bucket, burst, slack, ttl, debt = key(), number(), number(), number(), number()
+    local kept = redis.call("HMGET", bucket, "booked", "started")
+    local started = math.max(tonumber(kept[2]) or 0, now + hold + burst + slack) + debt
+    redis.call("HSET", bucket, "started", started, "booked", math.max(tonumber(kept[1]) or 0, started - slack))
+    keep(bucket, ttl)
+  end
+  for _ = 1, number() do
+    local w = read_window()
+    w.used = w.amount
+    save_window(w)
+  end
+end
