@@ -559,13 +559,14 @@ def _per(per: Any) -> str:
 
 
 def _views(endpoints: "Sequence[Endpoint]") -> "list[CircuitView | None]":
-    """The circuits, or None for each where Redis does not answer."""
-    from resilience.errors import ConfigurationError, StoreUnavailableError
+    """The circuits, or None for each where Redis does not answer, or no database says what was forced."""
+    from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
     from tasks.limits import circuits
 
     try:
+        _database_ready()
         found = circuits(endpoints)
-    except (ConfigurationError, StoreUnavailableError):
+    except (Sentence, ConfigurationError, DatabaseError, StoreUnavailableError):
         return [None] * len(endpoints)
     return [found.get(endpoint.full_name) for endpoint in endpoints]
 

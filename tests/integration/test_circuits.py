@@ -169,6 +169,15 @@ def test_commands_that_cannot_be(installation, words, sentence):
     assert forced() == {}
 
 
+def test_collectors_are_shown_without_a_database(installation, tmp_path):
+    """What is forced cannot be known then, and none is made by looking."""
+    installation.configure(PENSTOCK_DATABASE_URL=f"sqlite:///{tmp_path / 'none.db'}")
+    result = penstock("collectors", "--json")
+    assert result.exit_code == 0
+    assert {each["circuit"] for each in json.loads(result.stdout)} == {None}
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_a_command_while_redis_is_away(installation):
     """It says when it takes effect."""
     installation.configure(PENSTOCK_REDIS_URL=AWAY)
