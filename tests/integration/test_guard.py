@@ -12,7 +12,7 @@ from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Ref
 from resilience.guard_async import AsyncGuard
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Lane, Limit
-from resilience.store import Override
+from resilience.store import Ban, Override, Remembered, Spent
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore, _pack
 from tests.integration.conftest import SERVERS
@@ -1058,9 +1058,20 @@ def test_every_key_ends(each_redis_url):
     world.circuit("other").force(CircuitState.DISABLED, by="ops", why="it errs")
     world.guard.settle(world.go(world.circuit("other")), BAD)
     world.circuit("throttled").record_failure(RateLimitError(retry_after_s=5))
+    window, day = limit("5/1m", key="w", algorithm="window", reserve=0.5), limit("5/1d", key="w")
+    paced = limit("5/1s", key="w", adaptive=True)
+    world.guard.settle(world.go(window, day, paced), throttled())
+    world.store.adjust(paced.spec, 0.5)
+    world.store.restore(
+        "binance", Remembered((Ban("host", round(2e15), 1),), (Spent(day.spec.key + "2", 1, 3),))
+    )
     names = world.store._command(_pack("KEYS", "*"))
     assert {name.decode().split(":")[2] for name in names} == {
-        *("circuit", "permits", "override", "events", "bucket", "seats", "gate", "ticket", "since")
+        *("circuit", "permits", "override", "events", "bucket", "seats", "gate", "ticket", "since"),
+        *("window", "restored"),
     }
     assert all(name.startswith(b"penstock:{binance}:") for name in names)
-    assert all(0 < world.store._command(_pack("TTL", name.decode())) <= 30 * 86400 for name in names)
+    ends = {name.decode(): world.store._command(_pack("TTL", name.decode())) for name in names}
+    ban = ends.pop("penstock:{binance}:gate:host")
+    assert ban > 86_400
+    assert all(0 < end <= 35 * 86_400 for end in ends.values())

@@ -84,6 +84,27 @@ def test_small(each_redis_url):
     guard.store.close()
 
 
+def test_small_of_every_kind(each_redis_url):
+    """300 bytes a limit, whatever it counts; an adaptive one keeps its pace and statistics beside that."""
+    store = RedisStore(each_redis_url)
+    store.mark_fresh(["a"])
+    limits = {
+        "window": RateLimiter("w", Limit("100/1m", algorithm="window", reserve=0.5), api="a", key="k"),
+        "seats": RateLimiter("s", Limit("5 at once"), api="a", key="k"),
+        "bucket": RateLimiter("b", Limit("100/1s", adaptive=True, burst=5), api="a", key="k"),
+    }
+    guard, ask = Guard(store), Ask("a", (), tuple(limits.values()))
+    for kind in (Kind.SUCCESS, Kind.THROTTLED):
+        guard.settle(guard.admit(ask).lease, CallResult(kind, 3.0))
+        with redis.Redis.from_url(each_redis_url) as client:
+            sizes = {name: client.memory_usage(each.spec.key) for name, each in limits.items()}
+        print(sizes)
+    assert sizes["window"] <= 300
+    assert (sizes["seats"] or 0) <= 300
+    assert sizes["bucket"] <= 600
+    store.close()
+
+
 def test_redis_away_and_back(tmp_path, missing_server):
     """An error of ours while it is away; nothing to do once it is back."""
     if not SERVERS:

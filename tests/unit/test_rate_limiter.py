@@ -266,3 +266,33 @@ def test_errors_say_nothing_of_the_rate(clock):
     with pytest.raises(ServerError), limiter.acquire():
         raise ServerError
     assert limiter.get_stats()["total_violations"] == 0
+
+
+def test_all_kinds_together(clock):
+    """A bucket, a window, a budget and calls in flight: unless all of them agree, none of them is spent."""
+    from resilience.guard import Ask, CallResult, Go, Guard
+
+    specs = (Limit("100/1s"), Limit("4/1m", algorithm="window"), Limit("3/1d"), Limit("2 at once"))
+    limiters = tuple(RateLimiter(limit.spec, limit, store=clock.store, sleep=clock.sleep) for limit in specs)
+    guard, ask = Guard(clock.store), Ask("local", (), limiters)
+
+    def left():
+        return [round(reading.left) for reading in clock.store.limits([each.spec for each in limiters])]
+
+    first = guard.admit(ask)
+    clock.sleep(1)
+    second = guard.admit(ask)
+    assert isinstance(first, Go)
+    assert isinstance(second, Go)
+    clock.sleep(1)
+    for taken_back, refusal, before in ((None, "seats", [1, 2, 1, 0]), (first, "budget", [1, 1, 0, 1])):
+        if taken_back:
+            guard.settle(taken_back.lease, CallResult.of(None, latency_s=0.1))
+            third = guard.admit(ask)
+            guard.settle(third.lease, CallResult.of(None, latency_s=0.1))
+            clock.sleep(1)
+        assert left() == before
+        assert guard.admit(ask).reason == refusal
+        assert left() == before
+    guard.release(second.lease)
+    assert left() == [1, 2, 1, 2]
