@@ -8,6 +8,7 @@ expects to find, so workers and senders with and without this may share a broker
 """
 
 import time
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -69,14 +70,14 @@ class QoS(redis.QoS):  # type: ignore[misc]
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge in the next turn of the event loop; without a loop, or at the end of one, at once."""
-        loop = self.channel.connection.loop
-        if loop is None or self.channel.closed:
+        connection = self.channel.connection  # None once the channel is closed, as after a lost connection
+        if connection is None or connection.loop is None:
             super().ack(delivery_tag)
             return
         self._acks.append(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
         # A thread of the pool says so while the loop sleeps: unless it is woken, the free slot stays empty.
-        loop.call_soon(self._sending)
+        connection.loop.call_soon(self._sending)
 
     def send_acks(self) -> None:
         """Acknowledge what has gathered. If Redis is lost meanwhile it delivers them again, as kombu does."""
@@ -86,11 +87,10 @@ class QoS(redis.QoS):  # type: ignore[misc]
                 pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """The channel closes: what is done must not be delivered again."""
-        try:
+        """The channel closes: what is done should not be delivered again, if Redis can still be told."""
+        with suppress(*self.channel.connection_errors):
             self.send_acks()
-        finally:
-            super().restore_unacked_once(stderr)
+        super().restore_unacked_once(stderr)
 
 
 class Channel(redis.Channel):  # type: ignore[misc]

@@ -201,6 +201,42 @@ def test_an_acknowledgement_by_a_thread_wakes_the_loop(connect):
     hub.close()
 
 
+def test_who_ends_after_the_connection_was_lost_can_still_acknowledge(connect):
+    """The channel is closed by then; a worker must survive it."""
+    connection, hub, got = connect(), Hub(), []
+    sent(connection, "a", 1)
+    channel = connection.channel()
+    kombu.Consumer(channel, [kombu.Queue("a")], on_message=got.append).consume()
+    connection.register_with_event_loop(hub)
+    loop = hub.create_loop()
+    while not got:
+        next(loop)
+    channel.close()
+    got[0].ack_log_error(None, ())
+    hub.close()
+
+
+def test_acknowledgements_that_cannot_be_sent_hinder_no_close(connect, monkeypatch):
+    """The messages come again, as kombu's do."""
+    connection, hub, got = connect(), Hub(), []
+    sent(connection, "a", 1)
+    channel = connection.channel()
+    kombu.Consumer(channel, [kombu.Queue("a")], on_message=got.append).consume()
+    connection.register_with_event_loop(hub)
+    loop = hub.create_loop()
+    while not got:
+        next(loop)
+    got[0].ack()
+
+    def away():
+        raise redis.ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(channel.qos, "pipe_or_acquire", away)
+        channel.qos.restore_unacked_once()
+    hub.close()
+
+
 def test_an_acknowledgement_without_a_loop_goes_at_once(connect, client):
     """There would be no next turn to send it."""
     connection = connect()
