@@ -49,7 +49,8 @@ def announce(told: Transition) -> None:
 def _guard_of(url: str, pid: int) -> Guard:
     del pid  # connections are not shared with a forked child
     shared = RedisStore(url, recall=recall)
-    return Guard(SharingStore(shared, lambda: heartbeat.processes(get_settings().gone_after_s)), SqlLedger())
+    sharing = SharingStore(shared, lambda: heartbeat.processes(get_settings().gone_after_s), recall=recall)
+    return Guard(sharing, SqlLedger())
 
 
 def guard() -> Guard:

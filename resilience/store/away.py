@@ -30,6 +30,7 @@ from resilience.store import (
     Move,
     RateSpec,
     Reading,
+    Recall,
     Remembered,
     Report,
     Request,
@@ -56,6 +57,7 @@ class SharingStore:
 
     `processes` says how many share them; it is asked when the store goes away, and what it raises is raised
     as StoreUnavailableError. A route with a limit that stops, or whose share is nothing, raises that as well.
+    `recall` says which circuits somebody forced: they stay forced while the store is away.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class SharingStore:
         shared: Store,
         processes: Callable[[], int],
         *,
+        recall: Recall | None = None,
         now_us: Callable[[], int] = wall_clock_us,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shared = shared
         self._processes, self._now_us, self._clock = processes, now_us, clock
+        self._recall = recall
         self._lock = threading.Lock()
         self._local: _Share | None = None
         self._retry_at = 0.0
@@ -188,7 +192,7 @@ class SharingStore:
         except PenstockError as unknown:
             raise StoreUnavailableError("nobody knows how many share the limits", cause=unknown) from error
         log.warning("%s; until it does, this process keeps to a share of 1/%d of the limits", error, count)
-        self._local = _Share(count, self._now_us)
+        self._local = _Share(count, self._now_us, self._recall)
         for (api, sharer), until_us in self._shut.items():
             self._local.store.shut(api, sharer, until_us)
         self._shut.clear()
@@ -220,8 +224,8 @@ class _ShareOfRoute(Route):
 class _Share:
     """One process's part of the limits, and the store that keeps it."""
 
-    def __init__(self, count: int, now_us: Callable[[], int]) -> None:
-        self.store = MemoryStore(now_us=now_us)
+    def __init__(self, count: int, now_us: Callable[[], int], recall: Recall | None) -> None:
+        self.store = MemoryStore(recall=recall, now_us=now_us)
         self._count, self._now_us = count, now_us
         self._routes: dict[Route, _ShareOfRoute | None] = {}
         self._parts: dict[LimitSpec, LimitSpec | None] = {}

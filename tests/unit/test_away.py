@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resilience.breaker import CircuitBreaker
 from resilience.errors import RateLimitError, StoreUnavailableError
 from resilience.guard import Ask, CallResult, Go, Guard, Wait
 from resilience.limiter import RateLimiter
 from resilience.policy import Limit
+from resilience.store import CircuitState, Override
 from resilience.store.away import SharingStore
 from resilience.store.memory import MemoryStore
 from tests.unit.test_limiter import most_in_window
@@ -162,3 +164,16 @@ def test_a_closed_gate_stays_closed():
     assert fleet.guards[0].admit(fleet.ask).reason == "gate"
     fleet.flaky.away = True
     assert fleet.guards[0].admit(fleet.ask).reason == "gate"
+
+
+def test_a_forced_circuit_stays_forced():
+    """What people decided holds for each process's own state, too."""
+    flaky = Flaky()
+    flaky.away = True
+    decided = Override(CircuitState.FORCED_OPEN, "ada", "an audit")
+    guard = Guard(
+        SharingStore(flaky, lambda: 1, recall=lambda api, name: decided if name == "held" else None)
+    )
+    held, free = (CircuitBreaker(name=name, api="a") for name in ("held", "free"))
+    assert guard.admit(Ask("a", (held,), ())).reason == "forced_open"
+    assert isinstance(guard.admit(Ask("a", (free,), ())), Go)
