@@ -243,6 +243,11 @@ class Route:
         return tuple(dict.fromkeys((*self._sharers, *self.banned)))
 
     @cached_property
+    def is_adaptive(self) -> bool:
+        """Whether one of its rates learns from every call."""
+        return any(spec.adaptive for spec in self.rates)
+
+    @cached_property
     def gate_keys(self) -> tuple[str, ...]:
         """Where these gates are kept."""
         return tuple(keys.gate(self.api, sharer) for sharer in self.gates)

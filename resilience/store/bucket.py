@@ -39,6 +39,8 @@ class Pace:
     greatest: float = 0.0
 
     def stretch(self, spec: RateSpec, now: int) -> float:
+        if not spec.adaptive and self.factor == 1.0:
+            return 1.0
         slow = self.cut or spec.start
         if now < self.spread_end_us:
             slow = max(slow, self.spread)

@@ -52,6 +52,10 @@ def wall_clock_us() -> int:
     return time.time_ns() // 1000
 
 
+_NOTHING_SETTLED = Settled()
+_TELLING = frozenset({Kind.SUCCESS, Kind.THROTTLED, Kind.BANNED})
+
+
 @dataclass(slots=True)
 class _Ticket:
     issued_us: int
@@ -381,15 +385,23 @@ class MemoryStore:
         for seat in route.seats:
             self._taken(seat).pop(request.id, None)
         bans, cut = self._hear(report, now)
-        told = {each.index: each for each in report.told}
-        for index, spec in enumerate(route.rates):
-            self._pace(spec).learn(spec, report, told.get(index), now, cut=spec.sharer in cut)
+        if route.is_adaptive or report.kind in {Kind.THROTTLED, Kind.BANNED}:
+            self._learn_pace(report, cut, now)
         self._correct(report, now)
-        return Settled(changes, bans)
+        return Settled(changes, bans) if changes or bans else _NOTHING_SETTLED
+
+    def _learn_pace(self, report: Report, cut: set[str], now: int) -> None:
+        told = {each.index: each for each in report.told}
+        for index, spec in enumerate(report.grant.request.route.rates):
+            self._pace(spec).learn(spec, report, told.get(index), now, cut=spec.sharer in cut)
 
     def _hear(self, report: Report, now: int) -> tuple[tuple[Ban, ...], set[str]]:
         """Close the gates; which bans that has made, and who was told of a limit that nobody knew."""
-        route, bans, cut = report.grant.request.route, [], set()
+        route = report.grant.request.route
+        bans: list[Ban] = []
+        cut: set[str] = set()
+        if report.kind not in _TELLING:
+            return (), cut
         gates = route.gates if report.kind is Kind.BANNED else route.gates[: route.heard]
         for sharer in gates:
             gate = self._gate(keys.gate(route.api, sharer))
