@@ -1,5 +1,6 @@
 """Celery's consumer, which publishes the events of tasks a few times a second and not after each of them."""
 
+import sys
 from typing import Any
 
 from celery.worker import consumer
@@ -11,7 +12,8 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     """Its dispatcher collects the events of tasks; a timer of the event loop publishes what has gathered.
 
     Celery's own asks the loop for a publication after every event: three a unit, a tenth of a worker's CPU.
-    The dispatcher still publishes by itself when its buffer is full.
+    Nothing else publishes them. A full buffer would have a thread of the pool do so, and wait for RabbitMQ's
+    confirmation on a connection that the loop reads from: the one takes the other's, and the worker stands still.
     """
 
     def on_send_event_buffered(self) -> None:
@@ -20,6 +22,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     def register_with_event_loop(self, hub: Any) -> None:
         """Start the timer; Celery cancels it with the others when the connection is lost."""
         super().register_with_event_loop(hub)
+        self.event_dispatcher.buffer_limit = sys.maxsize  # what gathers in a moment is not much
         hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
 
     def shutdown(self) -> None:

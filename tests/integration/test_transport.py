@@ -7,6 +7,8 @@ import threading
 import kombu
 import pytest
 import redis
+from celery import Celery
+from celery.events.dispatcher import EventDispatcher
 from kombu.asynchronous import Hub
 from kombu.transport import redis as kombus
 
@@ -269,30 +271,61 @@ def test_only_redis_is_served_by_it():
     assert kombu.Connection("amqp://").get_transport_cls().__module__ == "kombu.transport.pyamqp"
 
 
-class Dispatcher:
-    """Counts what it is asked to publish."""
+class Dispatcher(EventDispatcher):
+    """Says from which thread it is asked to publish, and how many events at once."""
 
-    flushed = 0
+    def __init__(self, connection, on_send_buffered):
+        super().__init__(
+            connection, app=Celery(set_as_current=False), buffer_group=["task"], on_send_buffered=on_send_buffered
+        )
+        self.published = []
 
-    def flush(self):
-        self.flushed += 1
+    def _publish(self, event, producer, routing_key, **options):
+        self.published.append((threading.current_thread(), len(event)))
 
 
-def test_events_wait_for_the_timer_and_for_the_end():
-    """An event by itself wakes nobody; the timer and the shutdown publish."""
+@pytest.fixture
+def looping():
+    """A hub, and a consumer that it serves."""
     hub, worker = Hub(), consumer.Consumer.__new__(consumer.Consumer)
-    worker.hub, worker.event_dispatcher = hub, Dispatcher()
+    worker.hub = hub
 
     class Blueprint:
         send_all = shutdown = staticmethod(lambda *_args, **_options: None)
 
     worker.blueprint = Blueprint()
-    worker.on_send_event_buffered()
-    assert not hub._ready
+    worker.event_dispatcher = Dispatcher(kombu.Connection("memory://"), worker.on_send_event_buffered)
     worker.register_with_event_loop(hub)
+    yield hub, worker
+    hub.close()
+
+
+def test_events_wait_for_the_timer_and_for_the_end(looping):
+    """An event by itself wakes nobody; the timer and the shutdown publish."""
+    hub, worker = looping
+    dispatcher = worker.event_dispatcher
+    dispatcher.send("task-received")
+    assert not hub._ready
+    assert not dispatcher.published
     (entry,) = hub.timer.queue
     entry.entry()
-    assert worker.event_dispatcher.flushed == 1
+    assert len(dispatcher.published) == 1
+    dispatcher.send("task-succeeded")
     worker.shutdown()
-    assert worker.event_dispatcher.flushed == 2
-    hub.close()
+    assert len(dispatcher.published) == 2
+
+
+def test_threads_publish_no_events(looping):
+    """However many there are: the loop reads the connection, so what a thread waits for might be taken from it."""
+    hub, worker = looping
+    dispatcher = worker.event_dispatcher
+    threads = [
+        threading.Thread(target=lambda: [dispatcher.send("task-succeeded") for _ in range(500)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (entry,) = hub.timer.queue
+    entry.entry()
+    assert dispatcher.published == [(threading.main_thread(), 2000)]
