@@ -276,7 +276,10 @@ class Dispatcher(EventDispatcher):
 
     def __init__(self, connection, on_send_buffered):
         super().__init__(
-            connection, app=Celery(set_as_current=False), buffer_group=["task"], on_send_buffered=on_send_buffered
+            connection,
+            app=Celery(set_as_current=False),
+            buffer_group=["task"],
+            on_send_buffered=on_send_buffered,
         )
         self.published = []
 
@@ -320,7 +323,8 @@ def test_threads_publish_no_events(looping):
     hub, worker = looping
     dispatcher = worker.event_dispatcher
     threads = [
-        threading.Thread(target=lambda: [dispatcher.send("task-succeeded") for _ in range(500)]) for _ in range(4)
+        threading.Thread(target=lambda: [dispatcher.send("task-succeeded") for _ in range(500)])
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
