@@ -27,6 +27,10 @@ from resilience.store import (
 
 _BLOCKING = {CircuitState.OPEN, CircuitState.FORCED_OPEN}
 _FORCED = {CircuitState.FORCED_OPEN, CircuitState.DISABLED}
+# Looking a member up in its enum costs as much as the rest of the line, in Python 3.11.
+_CLOSED, _HALF_OPEN = CircuitState.CLOSED, CircuitState.HALF_OPEN
+_FAILURE, _THROTTLED = Kind.FAILURE, Kind.THROTTLED
+_TELLING = {Kind.SUCCESS, _FAILURE}
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ class Figures:
 class Circuit:
     """An era is the time between two transitions: what a call of an earlier era says comes too late."""
 
-    state: CircuitState = CircuitState.CLOSED
+    state: CircuitState = _CLOSED
     known: bool = False
     era: int = 0
     failures: int = 0
@@ -71,7 +75,7 @@ class Circuit:
         if state is not self.state and state in _BLOCKING:
             figures.opens += 1
             figures.opened_us = now
-        elif state is CircuitState.CLOSED:
+        elif state is _CLOSED:
             self.slices.clear()
         figures.changed_us = now
         self.state, self.era, self.until_us, self.known = state, self.era + 1, until_us, True
@@ -81,10 +85,10 @@ class Circuit:
     def wake(self, turning: "Turning") -> None:
         """Nobody watches the clock: who asks first after the time is over moves the circuit on."""
         if self.state is CircuitState.OPEN:
-            self.turn(CircuitState.HALF_OPEN, 0, "open time over", turning)
+            self.turn(_HALF_OPEN, 0, "open time over", turning)
             return
         self.failures = self.open_us = self.closed_us = 0
-        self.turn(CircuitState.CLOSED, 0, "override over", turning)
+        self.turn(_CLOSED, 0, "override over", turning)
 
     def is_over(self, now: int) -> bool:
         return 0 < self.until_us <= now
@@ -109,7 +113,7 @@ class Circuit:
     def learn(self, spec: CircuitSpec, call: "Call", turning: "Turning") -> None:
         """A call of an earlier era, or one whose permit has run out, is counted and says nothing else."""
         current = self._is_current(spec, call, turning.now)
-        if call.kind is Kind.THROTTLED and not current:
+        if call.kind is _THROTTLED and not current:
             return
         failed = self._has_failed(spec, call, turning.now)
         if failed is None:
@@ -119,12 +123,12 @@ class Circuit:
             return
         if failed:
             self.failures += 1
-        elif self.state is not CircuitState.HALF_OPEN:
+        elif self.state is not _HALF_OPEN:
             self.failures = 0
         self._count(spec, turning.now, failed=failed, slow=call.slow)
-        if self.state is CircuitState.HALF_OPEN:
+        if self.state is _HALF_OPEN:
             self._learn_from_probe(spec, call, turning, bad=failed or call.slow)
-        elif self.state is CircuitState.CLOSED:
+        elif self.state is _CLOSED:
             self._learn_from_call(spec, call, turning, failed=failed)
 
     def window(self, spec: CircuitSpec, now: int) -> tuple[int, int, int]:
@@ -139,13 +143,13 @@ class Circuit:
             return self.permits.pop(call.id, 0) > now and call.era == self.era
         if call.era >= 0:
             return call.era == self.era
-        return self.state is not CircuitState.HALF_OPEN or self.free_permits(spec, now) > 0
+        return self.state is not _HALF_OPEN or self.free_permits(spec, now) > 0
 
     def _has_failed(self, spec: CircuitSpec, call: "Call", now: int) -> bool | None:
         """Whether the call failed; None where it says nothing about the service."""
-        if call.kind in {Kind.SUCCESS, Kind.FAILURE}:
-            return call.kind is Kind.FAILURE
-        if call.kind is not Kind.THROTTLED:
+        if call.kind in _TELLING:
+            return call.kind is _FAILURE
+        if call.kind is not _THROTTLED:
             return None
         named = call.retry_after_us is not None and not spec.throttles_fail
         return True if not named or self._throttled_for_long(spec, call, now) else None
@@ -177,7 +181,7 @@ class Circuit:
 
     def _open(self, spec: CircuitSpec, reason: str, call: "Call", turning: "Turning") -> None:
         """Longer than the last time, unless it had closed for good since; a server's longer wait wins."""
-        recovering = self.state is CircuitState.HALF_OPEN or self.slowdown(spec, turning.now) > 1
+        recovering = self.state is _HALF_OPEN or self.slowdown(spec, turning.now) > 1
         grown = math.floor(self.open_us * spec.growth) if recovering and self.open_us else spec.open_us
         self.open_us = min(grown, spec.open_max_us)
         until_us = turning.now + max(self.open_us, call.retry_after_us or 0)
@@ -192,7 +196,7 @@ class Circuit:
         elif self.good >= spec.successes:
             self.figures.recovered += 1
             self.failures, self.closed_us = 0, turning.now
-            self.turn(CircuitState.CLOSED, 0, "probes succeeded", turning)
+            self.turn(_CLOSED, 0, "probes succeeded", turning)
 
     def _learn_from_call(self, spec: CircuitSpec, call: "Call", turning: "Turning", *, failed: bool) -> None:
         if not (failed or call.slow):
@@ -303,14 +307,14 @@ class CircuitTable:
         """Why the circuits do not let this call start, if they do not."""
         specs = request.route.circuits
         circuits = [self.of(spec) for spec in specs]
-        if all(circuit.state is CircuitState.CLOSED for circuit in circuits):
+        if all(circuit.state is _CLOSED for circuit in circuits):
             return None
         for index, circuit in enumerate(circuits):
             if circuit.state in _BLOCKING:
                 until = circuit.until_us or now + specs[index].open_us
                 return Denial(index, circuit.state.value, until, circuit.failures)
         for circuit, spec in zip(circuits, specs, strict=True):
-            if circuit.state is CircuitState.HALF_OPEN and not circuit.free_permits(spec, now):
+            if circuit.state is _HALF_OPEN and not circuit.free_permits(spec, now):
                 return Delay(PERMIT_WAIT_US, request.ticket, "half_open", spec.name)
         return None
 
@@ -327,7 +331,7 @@ class CircuitTable:
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         """Start a call: the era of each circuit, and whether the call holds a permit of it."""
         circuits = [self.of(spec) for spec in specs]
-        permits = tuple(circuit.state is CircuitState.HALF_OPEN for circuit in circuits)
+        permits = tuple(circuit.state is _HALF_OPEN for circuit in circuits)
         for circuit, spec, permit in zip(circuits, specs, permits, strict=True):
             if permit:
                 circuit.permits[id_] = now + spec.lease_us
@@ -360,21 +364,21 @@ class CircuitTable:
     @staticmethod
     def _standing(circuit: Circuit, spec: CircuitSpec, now: int) -> tuple[Any, ...]:
         if not circuit.known:
-            return CircuitState.CLOSED, 0, 0, circuit.failures, 0, 0, 0
+            return _CLOSED, 0, 0, circuit.failures, 0, 0, 0
         if not circuit.is_over(now):
-            free = circuit.free_permits(spec, now) if circuit.state is CircuitState.HALF_OPEN else 0
+            free = circuit.free_permits(spec, now) if circuit.state is _HALF_OPEN else 0
             probed = circuit.good, circuit.bad
             return circuit.state, circuit.until_us, free, circuit.failures, *probed, circuit.open_us
         if circuit.state is CircuitState.OPEN:
-            return CircuitState.HALF_OPEN, 0, spec.probes, circuit.failures, 0, 0, circuit.open_us
-        return CircuitState.CLOSED, 0, 0, 0, 0, 0, 0
+            return _HALF_OPEN, 0, spec.probes, circuit.failures, 0, 0, circuit.open_us
+        return _CLOSED, 0, 0, 0, 0, 0, 0
 
     def move(self, move: Move, now: int) -> Change | None:
         circuit, spec, until_us = self.of(move.spec), move.spec, move.until_us
         if move.state is CircuitState.OPEN:
             circuit.open_us = spec.open_us
             until_us = until_us or now + spec.open_us
-        elif move.state is CircuitState.CLOSED:
+        elif move.state is _CLOSED:
             circuit.failures = circuit.open_us = circuit.closed_us = 0
         turning = Turning(now, move.by, self.log).at(0, spec)
         circuit.turn(move.state, until_us, move.why, turning)

@@ -13,6 +13,8 @@ from resilience.store import (
     Report,
 )
 
+_SUCCESS = Kind.SUCCESS  # looking it up costs more than the comparison, in Python 3.11
+
 
 @dataclass(slots=True)
 class Gate:
@@ -33,8 +35,9 @@ class Gate:
         The calls that were in flight when it closed tell nothing new.
         """
         news = report.grant.started_us >= self.until_us
-        if report.kind is Kind.SUCCESS and news:
-            self.strikes = 0
+        if report.kind is _SUCCESS:
+            self.strikes = 0 if news else self.strikes
+            return False
         if report.kind is Kind.BANNED:
             return self._ban(report, now)
         if report.kind is not Kind.THROTTLED:

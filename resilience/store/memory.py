@@ -54,6 +54,7 @@ def wall_clock_us() -> int:
 
 _NOTHING_SETTLED = Settled()
 _TELLING = frozenset({Kind.SUCCESS, Kind.THROTTLED, Kind.BANNED})
+_PACING = {Kind.THROTTLED, Kind.BANNED}
 
 
 @dataclass(slots=True)
@@ -373,9 +374,9 @@ class MemoryStore:
             now,
             eras,
             permits,
-            tuple((n.bucket.started_us, 0 if n.slot else n.bucket.booked_us) for n in needs),
-            tuple(need.cost for need in needs),
-            tuple(window.begin_us for window in windows),
+            tuple([(n.bucket.started_us, 0 if n.slot else n.bucket.booked_us) for n in needs]),
+            tuple([need.cost for need in needs]),
+            tuple([window.begin_us for window in windows]),
         )
 
     def _settle(self, report: Report, now: int) -> Settled:
@@ -385,7 +386,7 @@ class MemoryStore:
         for seat in route.seats:
             self._taken(seat).pop(request.id, None)
         bans, cut = self._hear(report, now)
-        if route.is_adaptive or report.kind in {Kind.THROTTLED, Kind.BANNED}:
+        if route.is_adaptive or report.kind in _PACING:
             self._learn_pace(report, cut, now)
         self._correct(report, now)
         return Settled(changes, bans) if changes or bans else _NOTHING_SETTLED
@@ -402,9 +403,9 @@ class MemoryStore:
         cut: set[str] = set()
         if report.kind not in _TELLING:
             return (), cut
-        gates = route.gates if report.kind is Kind.BANNED else route.gates[: route.heard]
-        for sharer in gates:
-            gate = self._gate(keys.gate(route.api, sharer))
+        concerned = None if report.kind is Kind.BANNED else route.heard
+        for sharer, key in zip(route.gates[:concerned], route.gate_keys[:concerned], strict=True):
+            gate = self._gate(key)
             banned = gate.banned_us
             if gate.hear(report, now):
                 cut.add(sharer)
