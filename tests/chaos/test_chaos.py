@@ -1,6 +1,5 @@
 """Break everything that can break, and see that nothing is lost, doubled or closed twice."""
 
-import contextlib
 import math
 import os
 import random
@@ -11,8 +10,8 @@ import pytest
 
 from tasks.outcomes import RunKind
 from tasks.runs import Order, request
-from tests.chaos.fleet import Fleet, report
-from tests.deployments import BOTH, DEPLOYMENTS, RABBITMQ_POSTGRESQL, REDIS_SQLITE
+from tests.chaos.fleet import report
+from tests.deployments import DEPLOYMENTS, RABBITMQ_POSTGRESQL, REDIS_SQLITE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -26,34 +25,10 @@ def same_every_time():
     random.seed(7)
 
 
-@pytest.fixture(params=BOTH)
-def deployment(request, tmp_path, new_deployment):
-    """Broker and database; a scenario names others where these two will not do."""
-    with new_deployment(request.param, tmp_path, breakable=True) as made:
-        yield made
-
-
 @pytest.fixture
 def symbols(deployment):
     """How many units; fewer where everything has been seen once already."""
     return UNITS if deployment.name == REDIS_SQLITE else UNITS // 2
-
-
-@pytest.fixture
-def fleet(deployment, symbols, tmp_path, monkeypatch):
-    """Makes the fleet, and a clean environment after it."""
-    made = contextlib.ExitStack()
-
-    def make(**options):
-        for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL", "PENSTOCK_BROKER_URL"):
-            monkeypatch.setenv(name, "")  # remembered, so that it is undone
-        servers = {"database": deployment.database_url, "rabbitmq": deployment.rabbitmq}
-        running = made.enter_context(Fleet(tmp_path, **servers, **{"symbols": symbols} | options))
-        running.deployment = deployment.name
-        return running
-
-    with made:
-        yield make
 
 
 def launch():

@@ -3,7 +3,7 @@
 import pytest
 
 from resilience.policy import Limit
-from tests.chaos.fleet import Fleet, report
+from tests.chaos.fleet import report
 from tests.chaos.test_chaos import launch
 from tests.integration.test_limit_exactness import usable
 
@@ -27,29 +27,26 @@ def best_share(times):
     return max(len(span) / usable(span, PACE_S) for span in spans)
 
 
-def test_eight_processes_on_one_limit(tmp_path, monkeypatch):
+@pytest.fixture
+def symbols():
+    """How many units."""
+    return SYMBOLS
+
+
+def test_eight_processes_on_one_limit(fleet):
     """Eight worker processes at full speed: nothing over the limit in any window, and hardly anything unused."""
-    for name in ("POND_URL", "POND_SYMBOLS", "PENSTOCK_REDIS_URL", "PENSTOCK_BROKER_URL"):
-        monkeypatch.setenv(name, "")
-    with Fleet(
-        tmp_path,
-        symbols=SYMBOLS,
-        workers=2,
-        concurrency=4,
-        environment={"POND_LIMIT": SPEC.spec},
-        latency_ms=20,
-    ) as fleet:
-        fleet.upstream.control("binance", limits={"amount": SPEC.amount, "window_s": SPEC.window_s})
-        run = launch()
-        result, _ = fleet.wait_for_close(run)
-        stats = fleet.upstream.stats("binance")
-        arrivals = sorted(fleet.upstream.arrivals("binance"))
+    fleet = fleet(workers=2, concurrency=4, environment={"POND_LIMIT": SPEC.spec}, latency_ms=20)
+    fleet.upstream.control("binance", limits={"amount": SPEC.amount, "window_s": SPEC.window_s})
+    result, _ = fleet.wait_for_close(launch())
+    stats = fleet.upstream.stats("binance")
+    arrivals = sorted(fleet.upstream.arrivals("binance"))
     # From the second on, so that neither the start of the fleet nor the end of the work is counted.
     first, last = arrivals[0] + 5, arrivals[-1] - 3
     steady = [at for at in arrivals if first <= at < last]
     share, best = len(steady) * PACE_S / (last - first), best_share(steady)
     report(
         "limit",
+        deployment=fleet.deployment,
         processes=8,
         calls=len(arrivals),
         over_the_limit=stats["limits"][0]["over_window"],
