@@ -13,6 +13,7 @@ from tasks.models import units
 from tasks.settings import Settings
 from tests.acceptance.conftest import SECRETS
 from tests.acceptance.fleet import ROOT
+from tests.upstream import data
 from workers import health
 
 OPEN = {"/metrics", "/healthcheck", "/static/(.*)", ".*", "/login/?", "/logout"}
@@ -92,7 +93,9 @@ def test_flower(fleet, dashboard, upstream, monkeypatch):
     units_are_found(fleet, dashboard, result["run"])
     retries_are_seen(fleet, dashboard)
     workers_are_online(dashboard)
-    no_secret_is_shown(fleet, dashboard)
+    upstream.control("asana", fail_next=1)
+    result = fleet.collect("run", "asana.tasks", "--symbols", ",".join(data.PROJECTS[:2]))
+    no_secret_is_shown(fleet, dashboard, units_with_a_token(fleet, dashboard, result["run"]))
     a_taken_port_is_one_sentence(fleet, dashboard)
     its_health_is_seen_by_compose(dashboard, monkeypatch)
 
@@ -151,14 +154,24 @@ def workers_are_online(dashboard):
     assert {"units", "ctl", "alone"} <= kinds
 
 
-def no_secret_is_shown(fleet, dashboard):
+def units_with_a_token(fleet, dashboard, run):
+    """Of an API that answers nobody without one; one of them was tried again, so its page shows why."""
+    search = f"kwargs:run={run} asana.tasks"
+    fleet.wait_for(lambda: len(dashboard.results(search)) == 2, "both units in Flower")
+    rows = dashboard.results(search).values()
+    assert all(re.fullmatch(r"outcome=stored records=[1-9]\d*", row["result"]) for row in rows)
+    assert sum(row["retries"] for row in rows) >= 1
+    return [row["uuid"] for row in rows]
+
+
+def no_secret_is_shown(fleet, dashboard, with_token):
     """In no page, no answer of the API, no log and no argument."""
     servers = ("PENSTOCK_REDIS_URL", "PENSTOCK_BROKER_URL", "PENSTOCK_DATABASE_URL")
     passwords = [urlsplit(fleet.env.get(name, "")).password for name in servers]
     secrets = [*SECRETS.values(), *filter(None, passwords), dashboard.auth[1]]
     assert all(len(secret) > 10 for secret in secrets)
     names = dashboard.ask("/api/workers?refresh=1").json()
-    tasks = list(dashboard.found("binance.klines"))[:3]
+    tasks = [*list(dashboard.found("binance.klines"))[:3], *with_token]
     paths = [
         *(
             "/",
