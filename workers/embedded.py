@@ -152,6 +152,8 @@ class EmbeddedRedis:
             "appendfsync everysec",
             'save ""',
             "maxmemory-policy noeviction",
+            # Flower falls behind when much goes on: at the default 32 MB Redis cuts it off, and events are lost.
+            "client-output-buffer-limit pubsub 128mb 64mb 60",
         ]
         assert process.stdin
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:

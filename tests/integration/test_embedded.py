@@ -77,6 +77,7 @@ def test_serves_and_ends(tmp_path, binary):
             "save": "",
             "bind": "127.0.0.1",
         }
+        assert f"pubsub {128 << 20} {64 << 20} 60" in said["client-output-buffer-limit"]
         pid = server.pid
     assert started(pid) is None
     assert stat.S_IMODE((tmp_path / "redis").stat().st_mode) == 0o700
