@@ -369,6 +369,17 @@ class Remembered:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """A gate that was closed elsewhere, and for how long yet; of that a ban, the how many-th in a row."""
+
+    api: str
+    sharer: str
+    for_us: int
+    banned_for_us: int = 0
+    bans: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """What a call's end has changed: circuits, and who is banned since."""
 
@@ -545,10 +556,13 @@ class Store(Protocol):
     def asynchronous(self) -> "AsyncStore":
         """The same store for asyncio programs."""
 
-    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+    def repay(
+        self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int, gates: Sequence[Closed] = ()
+    ) -> None:
         """Tell a store that was away what was spent elsewhere: of buckets in µs of theirs, else that it was.
 
         Buckets start empty after `hold_us`, windows count as used up, calls in flight get one lease to end.
+        `gates` were closed meanwhile; of two ends the later one holds.
         """
 
     def mark_fresh(self, apis: Iterable[str]) -> None:

@@ -3,17 +3,19 @@
 A share is the limit divided by the last known number of processes, kept in this process's memory. Buckets
 start empty, a window begun before counts as used up, and calls in flight get one lease to end: what was
 started before nobody here knows. A budget is shared by what is written down of it, so it needs a ledger.
-Circuits begin closed, and each process opens its own.
+A circuit, a gate or a slower rate that this process was
+told of stays as it was; all other circuits begin closed, and each process opens its own.
 
-When the store is back, the first that finds it so tells it what was spent here, and keeps it from admitting
-until every other process has found it too. This holds as long as all of them lose the store together.
+When the store is back, the first that finds it so tells it what was spent and which gates were closed here,
+and keeps it from admitting until every other process has found it too. This holds as long as all of them lose
+the store together: a process that loses it alone adds its share to what the others do.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,10 @@ from resilience.store import (
     Answer,
     Change,
     CircuitSpec,
+    CircuitState,
+    Closed,
     Delay,
+    Denial,
     Event,
     Grant,
     LimitReading,
@@ -40,7 +45,9 @@ from resilience.store import (
     Settled,
     Store,
     WindowSpec,
+    this_process,
 )
+from resilience.store.bucket import cost_of
 from resilience.store.memory import MemoryStore, wall_clock_us
 
 if TYPE_CHECKING:
@@ -49,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_S = 2.0  # how often the store is tried while it is away
-HOLD_US = 3_000_000  # and for how long it admits nothing afterwards: longer, so that all have found it
+_MARGIN_S = 1.0
 
 
 class SharingStore:
@@ -57,7 +64,12 @@ class SharingStore:
 
     `processes` says how many share them; it is asked when the store goes away, and what it raises is raised
     as StoreUnavailableError. A route with a limit that stops, or whose share is nothing, raises that as well.
-    `recall` says which circuits somebody forced: they stay forced while the store is away.
+    `recall` says which circuits somebody forced: they stay forced while the store is away. `answers_within_s`
+    is the shared store's timeout: after its return it admits nothing for that long and `RETRY_S` more, until
+    every process must have found it.
+
+    What calls report is learned here while the store is away. How circuits and limits of the fleet stand
+    nobody knows then, and nobody can force them: that raises StoreUnavailableError.
     """
 
     def __init__(
@@ -66,16 +78,20 @@ class SharingStore:
         processes: Callable[[], int],
         *,
         recall: Recall | None = None,
+        answers_within_s: float = 5.0,
         now_us: Callable[[], int] = wall_clock_us,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shared = shared
+        self.hold_us = round((answers_within_s + RETRY_S + _MARGIN_S) * 1e6)
         self._processes, self._now_us, self._clock = processes, now_us, clock
         self._recall = recall
         self._lock = threading.Lock()
         self._local: _Share | None = None
         self._retry_at = 0.0
         self._shut: dict[tuple[str, str], int] = {}
+        self._opened: dict[CircuitSpec, int] = {}
+        self._stretched: dict[RateSpec, float] = {}
 
     def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
@@ -89,9 +105,12 @@ class SharingStore:
 
     def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
-        if isinstance(report.grant.request.route, _ShareOfRoute):
-            return self._settle_here(report)
-        return self.shared.settle(report)
+        if self._local is not None or isinstance(report.grant.request.route, _ShareOfRoute):
+            return self._settle_here(report, None)
+        try:
+            return self.shared.settle(report)
+        except StoreUnavailableError as error:
+            return self._settle_here(report, error)
 
     def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
@@ -100,12 +119,8 @@ class SharingStore:
                 settled, answer = self.shared.settle_and_admit(report, request)
                 return settled, self._noted(request, answer)
             except StoreUnavailableError as error:
-                return Settled(), self._admit_here(request, error)
-        try:
-            settled = self.settle(report)
-        except StoreUnavailableError:
-            settled = Settled()  # permits and seats end by themselves
-        return settled, self.admit(request)
+                return self._settle_here(report, error), self._admit_here(request, error)
+        return self.settle(report), self.admit(request)
 
     def release(self, grant: Grant) -> None:
         """See `Store.release`."""
@@ -154,15 +169,29 @@ class SharingStore:
         """The shared store for asyncio programs: they stop while it is away."""
         return self.shared.asynchronous
 
-    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+    def repay(
+        self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int, gates: Sequence[Closed] = ()
+    ) -> None:
         """See `Store.repay`."""
-        self.shared.repay(debts, hold_us)
+        self.shared.repay(debts, hold_us, gates)
 
     def _noted(self, request: Request, answer: Answer) -> Answer:
-        """Keep in mind until when a gate is closed: nobody could tell while the store is away."""
-        if isinstance(answer, Delay) and answer.reason in {"gate", "ban"}:
+        """Keep in mind what nobody could tell while the store is away."""
+        if isinstance(answer, Grant):
+            self._note_stretches(request, answer)
+        elif isinstance(answer, Delay) and answer.reason in {"gate", "ban"}:
             self._shut[request.route.api, answer.key] = self._now_us() + answer.wait_us
+        elif isinstance(answer, Denial) and answer.reason == CircuitState.OPEN:
+            self._opened[request.route.circuits[answer.index]] = answer.until_us
         return answer
+
+    def _note_stretches(self, request: Request, grant: Grant) -> None:
+        for spec, cost in zip(request.route.rates, grant.costs, strict=True):
+            usual = cost_of(spec, request.weight)
+            if cost > usual:
+                self._stretched[spec] = cost / usual
+            elif self._stretched:
+                self._stretched.pop(spec, None)
 
     def _is_away(self) -> bool:
         """Whether to keep to the share without asking. One thread at a time tries the store again."""
@@ -175,10 +204,7 @@ class SharingStore:
             return False
 
     def _admit_here(self, request: Request, error: StoreUnavailableError | None) -> Answer:
-        with self._lock:
-            if error is not None:
-                self._retry_at = self._clock() + RETRY_S
-            share = self._local or self._go_away(error)
+        share = self._share(error)
         route = share.route(request)
         if route is None:
             raise error or StoreUnavailableError(
@@ -186,25 +212,37 @@ class SharingStore:
             )
         return share.store.admit(replace(request, route=route))
 
+    def _share(self, error: StoreUnavailableError | None) -> "_Share":
+        with self._lock:
+            if error is not None:
+                self._retry_at = self._clock() + RETRY_S
+            return self._local or self._go_away(error)
+
     def _go_away(self, error: StoreUnavailableError | None) -> "_Share":
         try:
             count = max(1, self._processes())
         except PenstockError as unknown:
             raise StoreUnavailableError("nobody knows how many share the limits", cause=unknown) from error
         log.warning("%s; until it does, this process keeps to a share of 1/%d of the limits", error, count)
-        self._local = _Share(count, self._now_us, self._recall)
-        for (api, sharer), until_us in self._shut.items():
-            self._local.store.shut(api, sharer, until_us)
+        share = _Share(count, self._now_us, self._recall, dict(self._stretched))
+        now, shut = self._now_us(), self._shut.items()
+        gates = [Closed(api, sharer, until - now) for (api, sharer), until in shut if until > now]
+        share.store.repay((), 0, gates)
+        share.store.move([_still_open(spec, until) for spec, until in self._opened.items() if until > now])
         self._shut.clear()
-        return self._local
+        self._opened.clear()
+        self._stretched.clear()
+        self._local = share
+        return share
 
     def _come_back(self) -> None:
         """Before anything is asked again, tell what was spent here."""
         share = self._local
         if share is None:
             return
-        if debts := share.debts():
-            self.shared.repay(debts, HOLD_US)
+        debts, gates = share.debts(), share.gates()
+        if debts or gates:
+            self.shared.repay(debts, self.hold_us, gates)
         else:
             self.shared.limits(())
         with self._lock:
@@ -212,9 +250,23 @@ class SharingStore:
                 self._local = None
                 log.warning("the store answers again")
 
-    def _settle_here(self, report: Report) -> Settled:
-        share = self._local
-        return share.store.settle(report) if share else Settled()
+    def _settle_here(self, report: Report, error: StoreUnavailableError | None) -> Settled:
+        """Learn from a call, whoever admitted it. What the shared store lent ends by itself."""
+        grant = report.grant
+        share = self._local if error is None else self._share(error)
+        if share is None:  # the store is back, and was told what was spent here
+            return Settled()
+        if isinstance(grant.request.route, _ShareOfRoute):
+            return share.store.settle(report)
+        route = share.route(grant.request)
+        if route is None:
+            return Settled()
+        here = replace(grant, request=replace(grant.request, route=route))
+        return share.store.settle(replace(report, grant=here))
+
+
+def _still_open(spec: CircuitSpec, until_us: int) -> Move:
+    return Move(spec, CircuitState.OPEN, this_process(), "open when the store went away", until_us)
 
 
 class _ShareOfRoute(Route):
@@ -224,9 +276,15 @@ class _ShareOfRoute(Route):
 class _Share:
     """One process's part of the limits, and the store that keeps it."""
 
-    def __init__(self, count: int, now_us: Callable[[], int], recall: Recall | None) -> None:
+    def __init__(
+        self,
+        count: int,
+        now_us: Callable[[], int],
+        recall: Recall | None,
+        stretched: Mapping[RateSpec, float],
+    ) -> None:
         self.store = MemoryStore(recall=recall, now_us=now_us)
-        self._count, self._now_us = count, now_us
+        self._count, self._stretched = count, stretched
         self._routes: dict[Route, _ShareOfRoute | None] = {}
         self._parts: dict[LimitSpec, LimitSpec | None] = {}
 
@@ -259,7 +317,8 @@ class _Share:
 
     def _part(self, spec: LimitSpec) -> LimitSpec | None:
         if spec not in self._parts:
-            self._parts[spec] = None if spec.stops else part_of(spec, self._count)
+            stretch = self._stretched.get(spec, 1.0) if isinstance(spec, RateSpec) else 1.0
+            self._parts[spec] = None if spec.stops else part_of(spec, self._count, stretch)
         return self._parts[spec]
 
     def debts(self) -> list[tuple[LimitSpec, int]]:
@@ -275,17 +334,24 @@ class _Share:
             owed.append((whole, math.ceil(units * whole.unit_us)))
         return owed
 
+    def gates(self) -> list[Closed]:
+        """What the servers closed meanwhile."""
+        sharers = {(route.api, sharer) for route in self._routes for sharer in route.gates}
+        found = (self.store.closed(api, sharer) for api, sharer in sorted(sharers))
+        return [closed for closed in found if closed]
 
-def part_of(spec: LimitSpec, count: int) -> LimitSpec | None:
+
+def part_of(spec: LimitSpec, count: int, stretch: float = 1.0) -> LimitSpec | None:
     """One of so many equal parts, in whole calls; None where that is nothing, as of a budget without a
-    ledger.
+    ledger. A rate that was slower than its limit stays so.
     """
     if isinstance(spec, RateSpec):
         amount = _amount(spec) // count
         if amount < 1:
             return None
         burst = min(spec.burst_us // spec.unit_us, amount)
-        unit_us = math.ceil(spec.window_us * spec.start / max(amount - burst, 1 - 1e-6))
+        slower = max(spec.start, stretch)
+        unit_us = math.ceil(spec.window_us * slower / max(amount - burst, 1 - 1e-6))
         return replace(spec, unit_us=unit_us, burst_us=burst * unit_us, slack_us=0, adaptive=False, start=1.0)
     if isinstance(spec, WindowSpec):
         amount = spec.amount // count

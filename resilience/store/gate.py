@@ -9,6 +9,7 @@ from resilience.store import (
     GATE_FIRST_US,
     GATE_LEAST_US,
     GATE_MOST_US,
+    Closed,
     Kind,
     Report,
 )
@@ -65,6 +66,13 @@ class Gate:
     def _close(self, until: int, now: int) -> None:
         if until > self.until_us:
             self.closed_us, self.until_us = now, until
+
+    def take_over(self, closed: Closed, now: int) -> None:
+        """Be closed as long as it is elsewhere."""
+        if closed.banned_for_us:
+            self.banned_us = max(self.banned_us, now + closed.banned_for_us)
+            self.bans = max(self.bans, closed.bans)
+        self._close(now + closed.for_us, now)
 
     def restore(self, until: int, bans: int, now: int) -> None:
         """A ban that the store forgot; one that is over counts for a day."""

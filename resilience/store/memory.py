@@ -16,6 +16,7 @@ from resilience.store import (
     Ban,
     Change,
     CircuitSpec,
+    Closed,
     Delay,
     Event,
     Grant,
@@ -182,10 +183,14 @@ class MemoryStore:
         """The same store for asyncio programs."""
         return AsyncMemoryStore(self)
 
-    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+    def repay(
+        self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int, gates: Sequence[Closed] = ()
+    ) -> None:
         """See `Store.repay`."""
         with self._lock:
             now = self._now_us()
+            for closed in gates:
+                self._gate(keys.gate(closed.api, closed.sharer)).take_over(closed, now)
             for spec, debt in debts:
                 if isinstance(spec, SeatSpec):
                     self._since[spec.api] = now
@@ -199,11 +204,13 @@ class MemoryStore:
                     bucket.started_us = max(bucket.started_us, empty) + debt
                     bucket.booked_us = max(bucket.booked_us, bucket.started_us - spec.slack_us)
 
-    def shut(self, api: str, sharer: str, until_us: int) -> None:
-        """Close a gate, as is known from elsewhere."""
+    def closed(self, api: str, sharer: str) -> Closed | None:
+        """How a gate stands, where it is closed."""
         with self._lock:
-            gate = self._gate(keys.gate(api, sharer))
-            gate.closed_us, gate.until_us = self._now_us(), until_us
+            now, gate = self._now_us(), self._gates.get(keys.gate(api, sharer))
+            if gate is None or gate.until_us <= now:
+                return None
+            return Closed(api, sharer, gate.until_us - now, max(gate.banned_us - now, 0), gate.bans)
 
     def debt(self, spec: RateSpec) -> int:
         """How far a bucket is used up, in µs."""
@@ -382,6 +389,8 @@ class MemoryStore:
     def _settle(self, report: Report, now: int) -> Settled:
         request = report.grant.request
         route = request.route
+        if not report.grant.started_us:  # nobody knows when: it is news unless its gate is closed
+            report = replace(report, grant=replace(report.grant, started_us=now))
         changes = self._circuits.learn(report, now)
         for seat in route.seats:
             self._taken(seat).pop(request.id, None)

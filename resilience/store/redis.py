@@ -33,6 +33,7 @@ from resilience.store import (
     Change,
     CircuitSpec,
     CircuitState,
+    Closed,
     Delay,
     Denial,
     Event,
@@ -142,7 +143,7 @@ _RETRY = _compose(("wire", "retry"), "return retry()")
 _LIMITS = _compose(("wire", "gate", "limits"), "return limits()")
 _ADJUST = _compose(("wire", "pace", "adjust"), "return adjust()")
 _RESTORE = _compose(("wire", "gate", "restore"), "return restore()")
-_REPAY = _compose(("wire", "window", "repay"), "return repay()")
+_REPAY = _compose(("wire", "gate", "window", "repay"), "return repay()")
 _ALLOT = _compose(("wire", "window", "allot"), "return allot()")
 
 _NOTHING = _pack(0)
@@ -349,18 +350,25 @@ class RedisStore:
         args = _pack(*_window(budget, 0, self._about_us()), begin_us, amount)
         self._run(_ALLOT, _pack(budget.key), args)
 
-    def repay(self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int) -> None:
+    def repay(
+        self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int, gates: Sequence[Closed] = ()
+    ) -> None:
         """See `Store.repay`."""
-        for api in dict.fromkeys(spec.api for spec, _ in debts):
+        for api in dict.fromkeys((*(spec.api for spec, _ in debts), *(closed.api for closed in gates))):
             owed = [(spec, debt) for spec, debt in debts if spec.api == api]
+            shut = [closed for closed in gates if closed.api == api]
             rates = [(spec, debt) for spec, debt in owed if isinstance(spec, RateSpec)]
             windows = [spec for spec, _ in owed if isinstance(spec, WindowSpec)]
             in_flight = any(isinstance(spec, SeatSpec) for spec, _ in owed)
-            names = _pack(keys.since(api), *[spec.key for spec, _ in rates], *[spec.key for spec in windows])
+            names = _pack(
+                *(keys.since(api), *[spec.key for spec, _ in rates], *[spec.key for spec in windows]),
+                *[keys.gate(api, closed.sharer) for closed in shut],
+            )
             spent = ((spec.burst_us, spec.slack_us, _ttl_ms(spec.window_us), debt) for spec, debt in rates)
             args = _pack(hold_us, 8 * _DAY_MS, int(in_flight)).and_(
                 _flat((len(rates),), *spent),
                 _flat((len(windows),), *(_window(spec, 0, self._about_us()) for spec in windows)),
+                _flat((len(shut),), *((each.for_us, each.banned_for_us, each.bans) for each in shut)),
             )
             self._run(_REPAY, names, args)
 

@@ -1075,3 +1075,16 @@ def test_every_key_ends(each_redis_url):
     ban = ends.pop("penstock:{binance}:gate:host")
     assert ban > 86_400
     assert all(0 < end <= 35 * 86_400 for end in ends.values())
+
+
+def test_429s_that_are_only_told_of(world):
+    """Nobody knows when their calls began: after the last wait one is news, and lasts longer; before, it is not."""
+    bucket, told = limit("60/1m"), Guard(world.store)
+    throttled = CallResult.of(RateLimitError(), latency_s=0.1)
+    waits = []
+    for _ in range(3):
+        told.report(world.ask(bucket), throttled)
+        told.report(world.ask(bucket), throttled)
+        waits.append(world.wait(bucket).seconds)
+        world.sleep(waits[-1])
+    assert waits == [60, 120, 240]

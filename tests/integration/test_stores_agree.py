@@ -21,6 +21,7 @@ from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
 from resilience.store import (
     CircuitState,
+    Closed,
     Delay,
     Grant,
     Kind,
@@ -124,6 +125,15 @@ kinds = st.sampled_from([*[Kind.SUCCESS] * 3, *[Kind.FAILURE] * 3, *Kind])
 # What the server says of a limit: what remains (None: nothing is said) and when it starts anew.
 quotas = st.tuples(
     st.sampled_from([None, None, 0, 1, 2.5, 30, 90]), st.sampled_from([0, 0, 2_000_000, 30_000_000])
+)
+# Gates that were closed while the store was away: for how long yet, and what of that is a ban.
+gates = st.builds(
+    Closed,
+    st.just("a"),
+    st.sampled_from(["api", "ip", "account"]),
+    st.sampled_from([1, 2_000_000, 90_000_000]),
+    st.sampled_from([0, 0, 1_000_000]),
+    st.integers(0, 3),
 )
 reports = st.tuples(
     kinds,
@@ -258,11 +268,21 @@ class BothStores(RuleBasedStateMachine):
     @rule(
         owed=st.lists(
             st.tuples(st.sampled_from(EVERY), st.sampled_from([0, 70_000])), unique_by=lambda each: each[0]
-        )
+        ),
+        closed=st.lists(gates, max_size=2),
     )
-    def repay(self, owed):
-        """The store was away, and others spent something meanwhile."""
-        self.both("repay", owed, 3_000_000)
+    def repay(self, owed, closed):
+        """The store was away; others spent something meanwhile, and servers closed gates."""
+        self.both("repay", owed, 3_000_000, closed)
+
+    @rule(route=st.sampled_from(ROUTES), kind=st.sampled_from(Kind), seconds=st.sampled_from([None, 1, 100]))
+    def tell_without_asking(self, route, kind, seconds):
+        """Somebody says how a call went that nobody was asked about."""
+        self.count += 1
+        request = Request(route, f"unasked-{self.count}", 1, live=True)
+        never = [-1 for _ in route.circuits]
+        grant = Grant(request, 0, tuple(never), tuple(era >= 0 for era in never), (), ())
+        self.tell(self.both("settle", Report(grant, kind, seconds and seconds * 1_000_000)))
 
     @rule()
     def look_at_limits(self):

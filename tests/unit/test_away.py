@@ -7,14 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilience.breaker import CircuitBreaker
-from resilience.errors import RateLimitError, StoreUnavailableError
+from resilience.errors import BannedError, RateLimitError, ServerError, StoreUnavailableError
 from resilience.guard import Ask, CallResult, Go, Guard, Wait
 from resilience.limiter import RateLimiter
 from resilience.policy import Limit
 from resilience.store import CircuitState, Override
-from resilience.store.away import SharingStore
+from resilience.store.away import RETRY_S, SharingStore
 from resilience.store.memory import MemoryStore
 from tests.unit.test_limiter import most_in_window
+
+TIMEOUT_S = 0.5
+HELD_S = TIMEOUT_S + RETRY_S + 1  # after the return nothing is admitted for so long
 
 
 class Flaky(MemoryStore):
@@ -34,9 +37,9 @@ class Flaky(MemoryStore):
         self.check()
         return super().limits(specs)
 
-    def repay(self, debts, hold_us):
+    def repay(self, debts, hold_us, gates=()):
         self.check()
-        return super().repay(debts, hold_us)
+        return super().repay(debts, hold_us, gates)
 
     def check(self):
         if self.away:
@@ -55,7 +58,11 @@ class Fleet:
         self.guards = [
             Guard(
                 SharingStore(
-                    self.flaky, lambda: count, now_us=lambda: self.now_us, clock=lambda: self.now_us / 1e6
+                    self.flaky,
+                    lambda: count,
+                    answers_within_s=TIMEOUT_S,
+                    now_us=lambda: self.now_us,
+                    clock=lambda: self.now_us / 1e6,
                 )
             )
             for _ in range(count)
@@ -99,12 +106,12 @@ def test_the_share_is_used():
 
 
 def test_all_of_it_after_the_return():
-    """Three seconds of nothing, then the whole limit again."""
+    """A while of nothing, then the whole limit again."""
     fleet, luck = Fleet("100/1s", 4), random.Random(1)
     fleet.flaky.away = True
     fleet.call(5, luck)
     fleet.flaky.away = False
-    fleet.call(6, luck)
+    fleet.call(HELD_S + 3, luck)
     before = len(fleet.started)
     fleet.call(5, luck)
     assert len(fleet.started) - before > 480
@@ -177,3 +184,100 @@ def test_a_forced_circuit_stays_forced():
     held, free = (CircuitBreaker(name=name, api="a") for name in ("held", "free"))
     assert guard.admit(Ask("a", (held,), ())).reason == "forced_open"
     assert isinstance(guard.admit(Ask("a", (free,), ())), Go)
+
+
+@pytest.mark.parametrize("error", [RateLimitError(retry_after_s=300), BannedError(retry_after_s=300)])
+def test_a_gate_that_closes_meanwhile(error):
+    """The store hears of it when it is back: nobody calls before its end, and a ban is called one."""
+    fleet = Fleet("100/1s")
+    fleet.flaky.away = True
+    fleet.guards[0].admit(fleet.ask)
+    fleet.now_us += 2_000_000
+    fleet.flaky.away = True
+    lease = fleet.guards[0].admit(fleet.ask).lease
+    fleet.guards[0].settle(lease, CallResult.of(error, latency_s=0.1))
+    assert fleet.guards[0].admit(fleet.ask).seconds == pytest.approx(300)
+    fleet.flaky.away = False
+    fleet.now_us += 8_000_000
+    for guard in fleet.guards:
+        wait = guard.admit(fleet.ask)
+        assert wait.seconds == pytest.approx(292)
+        assert wait.reason == ("ban" if isinstance(error, BannedError) else "gate")
+
+
+def test_who_finds_it_last():
+    """A process that tried just before the return, and whose next question hung: nothing is exceeded."""
+    fleet, luck = Fleet("100/1s", 2), random.Random(1)
+    fleet.flaky.away = True
+    fleet.call(5, luck)
+    fleet.flaky.away = False
+    last = fleet.guards[1].store
+    last._retry_at = fleet.now_us / 1e6 + RETRY_S + TIMEOUT_S
+    fleet.call(HELD_S + 3, luck)
+    assert most_in_window(fleet.started, 1_000_000) <= 100
+
+
+class Alone:
+    """One process with a circuit that opens at two failures, on a store that may be away."""
+
+    def __init__(self):
+        self.now_us = 1_700_000_000_000_000
+        self.flaky = Flaky(now_us=lambda: self.now_us)
+        self.flaky.mark_fresh(["a"])
+        sharing = SharingStore(
+            self.flaky, lambda: 1, now_us=lambda: self.now_us, clock=lambda: self.now_us / 1e6
+        )
+        self.breaker = CircuitBreaker(name="c", api="a", store=sharing, fail_max=2)
+        self.guard, self.ask = Guard(sharing), Ask("a", (self.breaker,), ())
+
+    def fails(self):
+        lease = self.guard.admit(self.ask).lease
+        self.guard.settle(lease, CallResult.of(ServerError("down"), latency_s=0.1))
+
+    def says_that_it_fails(self):
+        self.breaker.record_failure(ServerError("down"))
+
+
+@pytest.mark.parametrize("fails", [Alone.fails, Alone.says_that_it_fails])
+def test_a_circuit_opens_while_the_store_is_away(fails):
+    """By what this process sees, whether it asked before the call or only says how it went."""
+    alone = Alone()
+    alone.flaky.away = True
+    fails(alone)
+    assert isinstance(alone.guard.admit(alone.ask), Go)
+    fails(alone)
+    assert alone.guard.admit(alone.ask).reason == "open"
+    assert not alone.breaker.can_attempt()
+
+
+def test_an_open_circuit_stays_open():
+    """A process that was refused knows until when."""
+    alone = Alone()
+    alone.fails()
+    alone.fails()
+    assert alone.guard.admit(alone.ask).reason == "open"
+    alone.flaky.away = True
+    assert alone.guard.admit(alone.ask).reason == "open"
+    alone.now_us += 61_000_000
+    assert isinstance(alone.guard.admit(alone.ask), Go)
+
+
+def test_the_store_goes_away_during_a_call():
+    """What the call says is learned here; its answer is not lost."""
+    alone = Alone()
+    leases = [alone.guard.admit(alone.ask).lease for _ in range(2)]
+    alone.flaky.away = True
+    for lease in leases:
+        alone.guard.settle(lease, CallResult.of(ServerError("down"), latency_s=0.1))
+    assert alone.guard.admit(alone.ask).reason == "open"
+
+
+def test_a_rate_that_was_slowed_stays_slow():
+    """By hand, a server's headers or its 429s: nobody forgets it with the store."""
+    fleet, luck = Fleet("100/1s", 2), random.Random(1)
+    fleet.flaky.adjust(fleet.limiter.spec, 0.1)
+    fleet.call(5, luck)
+    fleet.flaky.away = True
+    before = len(fleet.started)
+    fleet.call(10, luck)
+    assert len(fleet.started) - before < 110

@@ -1,8 +1,9 @@
 -- repay(): what was spent elsewhere while this store was away. Nothing starts before everybody has found it again.
 --
--- KEYS      since; each bucket; each window
+-- KEYS      since; each bucket; each window; each gate (gate.lua) that was closed
 -- ARGV      hold_us, since_ttl_ms; whether calls were in flight; number of buckets and for each: burst_us, slack_us,
---           ttl_ms, debt_us; number of windows and each (window.lua)
+--           ttl_ms, debt_us; number of windows and each (window.lua); number of gates and for each: for how long yet,
+--           how much of that is a ban (µs), the how many-th in a row
 -- returns   nothing
 
 local function repay()
@@ -19,5 +20,11 @@ local function repay()
     local w = read_window()
     w.used = w.amount
     save_window(w)
+  end
+  for _ = 1, number() do
+    local gate, left, banned, bans = read_gate(key()), number(), number(), number()
+    if banned > 0 then gate.banned, gate.bans = math.max(gate.banned, now + banned), math.max(gate.bans, bans) end
+    shut(gate, now + left)
+    save_gate(gate)
   end
 end

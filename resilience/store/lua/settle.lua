@@ -2,7 +2,7 @@
 --
 -- KEYS      events; circuit and permits for each circuit; each gate (gate.lua) that is concerned; each sorted set of
 --           seats; each bucket whose pace learns; each window and each bucket the server told something of
--- ARGV      id, kind, started_us, retry_after_us (-1: none named), latency_us (0: unknown); number of circuits and
+-- ARGV      id, kind, started_us (0: unknown), retry_after_us (-1: none named), latency_us (0: unknown); number of circuits and
 --           each (circuit.lua); marks for each (learn.lua); number of gates; number of sets of seats; number of
 --           buckets that learn and for each: start, index of its gate, adaptive, most, the stretch that the
 --           server's headers want (0: none), reset_us, ttl_ms; number of windows that were told of and for each:
@@ -90,8 +90,10 @@ local function learn_pace(p, call, cuts)
     end
     follow_headers(p, kind, wanted, reset)
     count_change(p, before)
+    return save_pace(p, ttl_ms)
   end
-  save_pace(p, ttl_ms)
+  redis.call("HSET", p.key, "violations", p.violations)
+  keep(p.key, p.factor == 1 and ttl_ms or math.max(ttl_ms, KEPT_FACTOR_US / 1000))
 end
 
 -- Believe a server that says less is left than we think; never one that says more.
@@ -113,6 +115,7 @@ end
 local function settle()
   events = key()
   local call = {id = text(), kind = text(), started = number(), retry_after = number(), latency = number()}
+  if call.started == 0 then call.started = now end -- nobody knows when: it is news unless its gate is closed
   local changes, bans, cuts, circuits = {}, {}, {}, {}
   for i = 1, number() do circuits[i] = read_circuit(i - 1) end
   for _, c in ipairs(circuits) do learn(c, call, number(), changes) end
