@@ -152,7 +152,7 @@ class EmbeddedRedis:
             "appendfsync everysec",
             'save ""',
             "maxmemory-policy noeviction",
-            # Flower falls behind when much goes on: at the default 32 MB Redis cuts it off, and events are lost.
+            # Flower falls behind when much goes on: at the default 32 MB it is cut off, and events are lost.
             "client-output-buffer-limit pubsub 128mb 64mb 60",
         ]
         assert process.stdin
