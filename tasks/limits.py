@@ -17,7 +17,7 @@ from resilience.policy import Lane, Limit
 from resilience.store import LimitReading
 from resilience.store.away import SharingStore
 from resilience.store.redis import RedisStore
-from tasks import heartbeat, store
+from tasks import events, heartbeat
 from tasks.circuits import recall
 from tasks.collectors.registry import collectors, endpoint_of
 from tasks.collectors.spec import Api, Endpoint
@@ -33,16 +33,15 @@ _WITHOUT_SYMBOL = frozenset({"api", "ip", "account", "endpoint"})
 
 
 def announce(told: Transition) -> None:
-    """Log a transition, and keep it in the events table: once, in the process that caused it.
+    """Log a transition, in the process that caused it, and keep it in the events table.
 
-    A database that is away must not fail the call that caused it.
+    A database that is away must not fail the call that caused it: the reconciler keeps it later.
     """
     logger.warning("circuit %s: %s -> %s (%s)", told.circuit, told.old, told.new, told.reason)
-    detail = {"old": told.old, "new": told.new, "reason": told.reason, "actor": told.actor}
     try:
-        store.record_event("circuit", told.circuit, detail)
+        events.keep(told)
     except DatabaseError as error:
-        logger.warning("the transition of circuit %s is not in the events table: %s", told.circuit, error)
+        logger.warning("the transition of circuit %s is not in the events table yet: %s", told.circuit, error)
 
 
 @lru_cache(maxsize=4)

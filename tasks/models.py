@@ -331,6 +331,25 @@ events = Table(
 )
 Index("ix_events_at", events.c.at)
 
+# Which transitions of circuits are among the events, so that none comes twice.
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("circuit", String(200), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("old", String(20), nullable=False),
+    Column("new", String(20), nullable=False),
+    Column("actor", String(200), nullable=False),
+    PrimaryKeyConstraint("circuit", "at", "old", "new", "actor"),
+)
+
+event_streams = Table(
+    "event_streams",
+    metadata,
+    Column("api", String(100), primary_key=True),
+    Column("last", String(50), nullable=False),  # the id, in Redis, of the last transition that was read
+)
+
 ohlcv = Table(
     "ohlcv",
     metadata,

@@ -20,11 +20,12 @@ from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailabl
 from tasks import circuits as forced_circuits
 from tasks import heartbeat
 from tasks.broker import away_is_one_error
-from tasks.collectors.registry import endpoint_of
+from tasks.collectors.registry import collectors, endpoint_of
 from tasks.collectors.spec import Endpoint
+from tasks.events import catch_up
 from tasks.heartbeat import LEASE
 from tasks.launch import broker_was_emptied
-from tasks.limits import circuit_named, circuits
+from tasks.limits import circuit_named, circuits, guard
 from tasks.models import NOT_DONE, events, runs, units, workers
 from tasks.outcomes import Outcome, RunOutcome, RunState, UnitState
 from tasks.runs import OPEN, carry_on, close, start, without_planner
@@ -58,6 +59,7 @@ def reconcile() -> dict[str, int]:
     done["overdue"] = _end_overdue()
     _for_each(_open_runs(), carry_on)
     heartbeat.forget_old()
+    done["transitions"] = _keep_transitions()
     return {name: count for name, count in done.items() if count}
 
 
@@ -152,6 +154,14 @@ def _enforce() -> int:
     except StoreUnavailableError as error:
         logger.warning("forced circuits are not told: %s", error)
         return 0
+
+
+def _keep_transitions() -> int:
+    """Transitions of circuits that nobody kept when they happened are kept now."""
+    try:
+        return catch_up(guard().store, collectors())
+    except StoreUnavailableError:
+        return 0  # the next visit finds them
 
 
 def _release_orphans(settings: Settings) -> int:

@@ -65,6 +65,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_cursors")),
     )
     op.create_table(
+        "event_streams",
+        sa.Column("api", sa.String(length=100), nullable=False),
+        sa.Column("last", sa.String(length=50), nullable=False),
+        sa.PrimaryKeyConstraint("api", name=op.f("pk_event_streams")),
+    )
+    op.create_table(
         "events",
         sa.Column(
             "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
@@ -184,6 +190,15 @@ def upgrade() -> None:
         sa.Column("enabled", sa.Boolean(), nullable=False),
         sa.Column("last_slot_at", UtcDateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_schedules")),
+    )
+    op.create_table(
+        "transitions",
+        sa.Column("circuit", sa.String(length=200), nullable=False),
+        sa.Column("at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("old", sa.String(length=20), nullable=False),
+        sa.Column("new", sa.String(length=20), nullable=False),
+        sa.Column("actor", sa.String(length=200), nullable=False),
+        sa.PrimaryKeyConstraint("circuit", "at", "old", "new", "actor", name=op.f("pk_transitions")),
     )
     op.create_table(
         "workers",
@@ -330,6 +345,7 @@ def downgrade() -> None:
     op.drop_table("units")
     op.drop_table("results")
     op.drop_table("workers")
+    op.drop_table("transitions")
     op.drop_table("schedules")
     with op.batch_alter_table("runs", schema=None) as batch_op:
         batch_op.drop_index("ix_runs_state")
@@ -344,6 +360,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_events_at")
 
     op.drop_table("events")
+    op.drop_table("event_streams")
     op.drop_table("cursors")
     op.drop_table("budgets")
     op.drop_table("bans")

@@ -12,6 +12,7 @@ from resilience.guard import Ask, CircuitState, Go, Refuse
 from tasks import circuits
 from tasks.circuits import force, forced, lift
 from tasks.collectors.registry import endpoint_of
+from tasks.events import catch_up
 from tasks.limits import circuit_of, guard
 from tasks.models import events, overrides
 from workers import cli
@@ -108,9 +109,10 @@ def test_lifted_while_it_is_forced_again(installation, monkeypatch):
 
 
 def test_transitions_say_who_and_why(installation):
-    """In the events table, once each."""
+    """In the events table, once each, also after the reconciler has read the stream that has them too."""
     force(breaker(), CircuitState.FORCED_OPEN, **WORDS)
     lift(breaker(), by="bob", why="it is over")
+    assert catch_up(guard().store, ["binance"]) == 0
     told = [row["detail"] for row in installation.rows(events) if row["kind"] == "circuit"]
     assert told == [
         {"old": "closed", "new": "forced_open", "actor": "ada", "reason": "the provider has maintenance"},

@@ -8,12 +8,13 @@ import pytest
 import redis
 from sqlalchemy import delete, insert
 
-from resilience.guard import CircuitState
+from resilience.guard import CircuitState, Guard
 from resilience.store import Move
+from resilience.store.redis import RedisStore
 from tasks import heartbeat
 from tasks import reconcile as module
 from tasks.collectors.registry import endpoint_of
-from tasks.limits import circuit_of
+from tasks.limits import circuit_of, guard
 from tasks.models import events, ohlcv, runs, units, workers
 from tasks.reconcile import reconcile
 from tasks.runs import cancel
@@ -373,6 +374,26 @@ def test_a_new_redis_has_lost_nothing(fleet, ask, inbox):
     fleet.installation.change(units, sent_at=db_now(-2))
     assert "resent" not in reconcile()
     assert [row["kind"] for row in fleet.installation.rows(events)] == ["redis_seen"]
+
+
+@on_both
+def test_a_transition_that_nobody_kept(fleet, ask, mend, monkeypatch):
+    """Is kept at the next visit; while the circuits' Redis is away everything else goes on without it."""
+    breaker = circuit_of(endpoint_of("binance.klines"))
+    guard().store.move([Move(breaker.spec, CircuitState.OPEN, "ada", "an audit")])
+    run = ask()
+    add_worker("lost", -16)
+    hold(run, 0, "lost")
+    away = Guard(RedisStore("redis://127.0.0.1:1/0"))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "guard", lambda: away)
+        found = mend()
+    assert (found["released"], found.get("transitions")) == (1, None)
+    assert mend()["transitions"] == 1
+    assert "transitions" not in mend()
+    [told] = fleet.installation.rows(events, events.c.kind == "circuit")
+    assert told["subject"] == "binance.klines"
+    assert told["detail"] == {"old": "closed", "new": "open", "reason": "an audit", "actor": "ada"}
 
 
 def test_without_faults_nothing_is_mended(fleet, ask, inbox, mend):
