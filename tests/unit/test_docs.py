@@ -1,10 +1,13 @@
 """The list of capabilities names only what is there, and the programs in the pages run."""
 
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import redis
 
 from tasks.collectors import Unit
 from tasks.collectors.registry import load
@@ -62,15 +65,28 @@ def test_what_is_missing_is_told_in_a_line_each():
     assert all(len(row) == 2 and all(row) for row in missing)
 
 
+def test_readme_names_what_is_missing():
+    """All of it and nothing else, in the order of the table."""
+    said = " ".join((ROOT / "README.md").read_text().split())
+    (names,) = re.findall(r"Not built yet: (.*?)\. ", said)
+    assert names.split("; ") == [name for name, _ in rows(MISSING)]
+
+
+def programs(page):
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def defined(text):
+    """What a program leaves defined."""
+    names = {}
+    exec(compile(text, "a block", "exec"), names)
+    return names
+
+
 def run(page):
     """Each Python block of a page, as a program of its own: what it leaves defined."""
-    found = []
-    for text in re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
-    ):
-        found.append({})
-        exec(compile(text, page, "exec"), found[-1])
-    return found
+    return [defined(text) for text in programs(page)]
 
 
 def test_every_page_with_programs_is_run():
@@ -170,7 +186,7 @@ def test_health_is_what_the_page_says(capsys):
 
 def test_retries_and_sources_do_what_the_page_says(capsys):
     """Each program says what the page lets expect."""
-    again, endings, source, awaited = run("retries.md")
+    again, endings, source, awaited = map(defined, programs("retries.md")[:4])
     said = capsys.readouterr().out.splitlines()
     assert said[:4] == ["call 1: busy", "call 2: busy", "42.10", "42.20"]
     assert again["circuit"].view.reading.total_failures == 2
@@ -180,3 +196,15 @@ def test_retries_and_sources_do_what_the_page_says(capsys):
     assert said[-3:-1] == ["GONE/USDT is not traded here", "closed 4 calls, 1 retried"]
     assert said[-1] == "['tasks of mill', 'tasks of weir']"
     assert awaited["tasks"].__name__ == "tasks"
+
+
+def test_shared_source_does_what_the_page_says(redis_url):
+    """In a process that has no sources yet; afterwards Redis knows the source, and nothing was left open."""
+    (shared,) = programs("retries.md")[4:]
+    done = subprocess.run(
+        (sys.executable, "-X", "dev", "-W", "error", "-c", shared),
+        cwd=ROOT, env={"PENSTOCK_REDIS_URL": redis_url}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "rent: 17.40\n", "")
+    with redis.Redis.from_url(redis_url) as client:
+        assert any(b"ledger" in key for key in client.scan_iter())
