@@ -1,4 +1,8 @@
-"""Nothing in the README is only text: each block is run, here or in the test that is named."""
+"""Nothing in the README is only text: each block is run, here or in the test that is named.
+
+Of commands it is only seen here that they are understood. tests/acceptance/test_up.py types those that
+a running `penstock up` can answer, of the README and of all pages.
+"""
 
 import re
 import shlex
@@ -10,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from tasks.collectors import Unit
 from tasks.overrides import parse_overrides
@@ -57,7 +62,7 @@ def setting(line):
 def command(line):
     """`penstock …`: options and values are understood."""
     words, found = shlex.split(line)[1:], main
-    while isinstance(found, click.Group):
+    while words and isinstance(found, click.Group):
         name, found, words = found.resolve_command(click.Context(found), words)
     found.make_context(name, list(words))
 
@@ -101,6 +106,28 @@ def test_every_kind_of_block_is_known():
     kinds = {kind for page in PAGES for kind, _ in FENCED.findall(page.read_text())}
     assert kinds == {"python", "sh", "toml", "text"}
     assert all(page.read_text().count("```") == 2 * len(FENCED.findall(page.read_text())) for page in PAGES)
+
+
+# What somebody may want to type or to paste, but not a line of a drawing.
+CODE = re.compile(
+    r"^(penstock|make|docker)\b.*|^\s*(import|from|export|await|def|async|class|@\w+)\b.*|^\s*[\w.]+ ?=[^=].*",
+    re.MULTILINE,
+)
+
+
+def test_pictures_hide_no_code():
+    """A block that calls itself text would be run by nobody."""
+    assert CODE.search("x\nprices.store = 1")
+    assert CODE.search("penstock circuits\n")
+    assert [found.group() for text in blocks("text") for found in CODE.finditer(text)] == []
+
+
+def test_exit_statuses_name_who_else_ends_with_1(tmp_path, monkeypatch):
+    """What does not get on is no wrong usage; tests/integration/test_health.py has the ways not to."""
+    monkeypatch.chdir(tmp_path)
+    (cell,) = re.findall(r"^\| 1 \|[^|]+\|([^|]+)\|$", TEXT, re.MULTILINE)
+    (words,) = re.findall(r"`penstock (\w+)`", cell)
+    assert CliRunner().invoke(main, [words]).exit_code == 1
 
 
 def test_declaration_is_complete():
