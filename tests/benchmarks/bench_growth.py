@@ -3,11 +3,12 @@
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.bench_size import sized
+from tests.benchmarks.bench_size import MEMORY, WAVE, sized, waves_of
 from tests.benchmarks.bench_units import CONCURRENCY, collected, fleet, until_alive
-from tests.benchmarks.measure import Chart, progress
+from tests.benchmarks.measure import Chart, Result, progress
 
 SIZES = (100, 1000, 10_000, 100_000)
+MOST = 1.1  # of what must not grow
 SHOWS = (
     "Three panels against the number of units: the time of a run beside the line of ten times the units in ten "
     "times the time, the memory of planner, worker and Redis, and the size of the database"
@@ -21,8 +22,11 @@ HOW = (
 
 def measure(quick):
     points = {}
-    sizes = (20, 100) if quick else SIZES
-    with tempfile.TemporaryDirectory() as folder, fleet(folder, max(sizes)) as running:
+    sizes, wave = ((20, 100, 1000), 50) if quick else (SIZES, WAVE)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fleet(folder, max(sizes), settings=waves_of(wave)) as running,
+    ):
         until_alive(running)
         collected(running, tuple(f"SYM{n:05d}" for n in range(CONCURRENCY)))
         for count in sizes:
@@ -30,7 +34,20 @@ def measure(quick):
             files = Path(folder).glob("penstock.db*")
             points[count] = found | {"database": sum(file.stat().st_size for file in files) / 1e6}
             progress(f"{count:,} units in {found['seconds']:.0f} s")
-    return [Chart("growth.svg", SHOWS, "growth", points), table(points)]
+    return [*results(points), Chart("growth.svg", SHOWS, "growth", points), table(points)]
+
+
+def results(points):
+    """The largest run against the one before: both have as many waves under way as there may be."""
+    small, large = sorted(points)[-2:]
+    per_unit = {count: {"time": 1000 * points[count]["seconds"] / count} for count in (small, large)}
+
+    def row(what, name, unit):
+        ours, peer = ((points[count] | per_unit[count])[name] for count in (large, small))
+        what = f"growth: {what}, {large:,} units"
+        return Result("P8", what, [ours], [peer], f"{small:,} units", unit, at_most=MOST)
+
+    return [row("time per unit", "time", "ms"), *(row(what, name, "MB") for name, what in MEMORY.items())]
 
 
 def table(points):

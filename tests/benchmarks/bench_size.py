@@ -1,7 +1,8 @@
 """P8: a run of ten times the units, against ten times the time; memory of planner, worker and Redis.
 
-Runs of both sizes take turns in the same fleet; what a process holds at its largest is looked at twice a
-second during each run.
+Runs of all sizes take turns in the same fleet; what a process holds at its largest is looked at twice a
+second during each run. Redis holds what is under way, two waves at most, and the small run is one: its
+memory is compared with that of the smallest run that fills both.
 """
 
 import tempfile
@@ -12,7 +13,12 @@ import redis
 from tests.benchmarks.bench_units import collected, fleet, groups_of, until_alive
 from tests.benchmarks.measure import Result, progress, rss_mb
 
-MEMORY = ("planner", "worker", "redis")
+WAVE = 1000  # the setting wave_max
+MEMORY = {
+    "planner": "memory of the planner",
+    "worker": "memory of the worker",
+    "redis": "memory of Redis at its most",
+}
 
 
 class Watch(threading.Thread):
@@ -44,6 +50,11 @@ class Watch(threading.Thread):
         self.client.close()
 
 
+def waves_of(size):
+    """The setting for waves of at most so many units."""
+    return {"PENSTOCK_WAVE_MAX": str(size)}
+
+
 def sized(running, count):
     """Seconds and megabytes of one run."""
     with Watch(running) as watch:
@@ -52,10 +63,12 @@ def sized(running, count):
 
 
 def measure(quick):
-    small, repetitions = (50, 1) if quick else (1000, 3)
-    large = 10 * small
-    found = {small: [], large: []}
-    with tempfile.TemporaryDirectory() as folder, fleet(folder, large) as running:
+    from tasks.waves import WAVES_AT_ONCE
+
+    small, repetitions = (50, 1) if quick else (WAVE, 3)
+    full, large = WAVES_AT_ONCE * small, 10 * small
+    found = {small: [], full: [], large: []}
+    with tempfile.TemporaryDirectory() as folder, fleet(folder, large, settings=waves_of(small)) as running:
         until_alive(running)
         # The first runs fill caches and pools, which is no growth.
         sized(running, small if quick else large)
@@ -64,13 +77,14 @@ def measure(quick):
                 found[count].append(sized(running, count))
                 progress(f"{count:,} units in {found[count][-1]['seconds']:.0f} s")
 
-    def row(what, name, unit, bound):
-        ours, peer = ([each[name] for each in found[count]] for count in (large, small))
-        return Result("P8", f"{what}, {large:,} units", ours, peer, f"{small:,} units", unit, at_most=bound)
+    def row(what, name, unit, bound, peer=small, peer_name=f"{small:,} units"):
+        ours, theirs = ([each[name] for each in found[count]] for count in (large, peer))
+        return Result("P8", f"{what}, {large:,} units", ours, theirs, peer_name, unit, at_most=bound)
 
+    both = f"{full:,} units, which are the {WAVES_AT_ONCE} waves that may be under way"
     return [
         row("time of a run", "seconds", "s", 10.5),
-        row("memory of the planner", "planner", "MB", 1.1),
-        row("memory of the worker", "worker", "MB", 1.1),
-        row("memory of Redis at its most", "redis", "MB", None),
+        row(MEMORY["planner"], "planner", "MB", 1.1),
+        row(MEMORY["worker"], "worker", "MB", 1.1),
+        row(MEMORY["redis"], "redis", "MB", 1.1, full, both),
     ]
