@@ -149,8 +149,8 @@ def measure(quick):
         rows = rows_of("floor", count)
         ready = [native(row) for row in rows_of("ready", count)]
         floors = {
-            "driver's executemany": lambda: floor(rows, native),
-            "the same, values converted before": lambda: floor(ready, tuple),
+            "driver's executemany, conversion included": lambda: floor(rows, native),
+            "driver's executemany, values converted before": lambda: floor(ready, tuple),
         }
         with contextlib.closing(connection):
             found += compared("SQLite", floors, 0.5, count, repetitions)
