@@ -20,11 +20,13 @@ from resilience.limiter import RateLimiter
 from resilience.policy import Limit
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
+from tests.benchmarks.crowd import Crowd
 from tests.benchmarks.measure import Result, interleaved
 from workers.embedded import EmbeddedRedis
 
 GOOD = CallResult(Kind.SUCCESS, 0.001)
 CALLS = 50
+PROCESSES = 16
 
 
 class Guarded:
@@ -79,6 +81,58 @@ class Awaited:
         self.loop.close()
 
 
+class Recorded(RedisStore):
+    """Keeps its commands as they went to Redis."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.sent = []
+
+    def _ask(self, connection, command):
+        self.sent.append(b"".join(command))
+        return super()._ask(connection, command)
+
+
+def commands_of(url):
+    """What goes to Redis for a guarded call: admit, then settle."""
+    store = Recorded(url)
+    guarded = Guarded(store)
+    guarded.call()  # Redis knows the scripts now
+    store.sent.clear()
+    guarded.call()
+    store.close()
+    admit, settle = store.sent
+    return admit, settle
+
+
+def bare_calls(url):
+    """The same two commands over a socket, ready made, without the guard and without a client."""
+    connection = RedisStore(url)._pool.make_connection()
+    connection.connect()
+    connection._sock.settimeout(None)
+    admit, settle = commands_of(url)
+
+    def ask(command, answer):
+        connection._sock.sendall(command)
+        assert connection._sock.recv(4096).startswith(answer)
+
+    def call():
+        ask(admit, b"*6\r\n$2\r\ngo\r\n")
+        ask(settle, b"*3\r\n")
+
+    return call
+
+
+def ways_of(url):
+    """What each of several processes does."""
+    return {"guarded": Guarded(RedisStore(url)).call, "bare": bare_calls(url)}
+
+
+def scripts_us(client):
+    """What Redis has spent on scripts until now."""
+    return client.info("commandstats")["cmdstat_evalsha"]["usec"]
+
+
 def pybreaker_in(client):
     storage = pybreaker.CircuitRedisStorage(pybreaker.STATE_CLOSED, client, namespace="bench")
     return pybreaker.CircuitBreaker(state_storage=storage)
@@ -97,7 +151,11 @@ def eight_threads(call):
 
 def measure(quick):
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder) / "redis") as server:
-        return calls(server.url, 10 if quick else 200) + threads(server.url, 2 if quick else 7)
+        return [
+            *calls(server.url, 10 if quick else 200),
+            *processes(server.url, *((2, 0.3) if quick else (9, 1.0))),
+            *threads(server.url, 2 if quick else 7),
+        ]
 
 
 def calls(url, rounds):
@@ -111,16 +169,23 @@ def calls(url, rounds):
         assert limiter.hit(limit, "bench")
         theirs.call(int)
 
+    served = []
+
+    def call_us():
+        before = scripts_us(client)
+        taken = each_us(shared.call)
+        served.append((scripts_us(client) - before) / CALLS)
+        return taken
+
     actions = {
         "peer": combined,
-        "call": shared.call,
         "page": shared.page,
         "simple": lambda: simple.call(int),
         "memory": own.call,
     }
     awaited = Awaited(shared)
     timed = {name: lambda do=do: each_us(do) for name, do in actions.items()}
-    timed |= {"awaited": awaited.each_us, "tasks": lambda: awaited.each_us(tasks=10)}
+    timed |= {"call": call_us, "awaited": awaited.each_us, "tasks": lambda: awaited.each_us(tasks=10)}
     us = interleaved(timed, rounds)
     awaited.close()
     store.close()
@@ -128,6 +193,7 @@ def calls(url, rounds):
     peer = "limits + pybreaker, Redis"
     return [
         Result("P1", "guarded call, Redis", us["call"], us["peer"], peer, "µs", at_most=0.5),
+        Result("P1", "of it, the server's own time", served, us["call"], "the whole call", "µs"),
         Result("P2", "guarded page, Redis", us["page"], us["peer"], peer, "µs", at_most=0.35),
         Result("P1", "the same, awaited", us["awaited"], us["call"], "blocking", "µs", at_most=1.3),
         Result("P1", "the same, 10 tasks at once", us["tasks"], us["call"], "blocking", "µs"),
@@ -142,6 +208,15 @@ def calls(url, rounds):
             compared="difference",
         ),
     ]
+
+
+def processes(url, rounds, length_s):
+    """P1, where many ask at once: what the guard leaves of what Redis can do."""
+    with Crowd(PROCESSES, ways_of, url) as crowd:
+        ways = {way: lambda way=way: crowd.rate(way, length_s) for way in ("guarded", "bare")}
+        found = interleaved(ways, rounds)
+    what, peer = f"guarded calls, {PROCESSES} processes at once", "its two scripts over bare sockets"
+    return [Result("P1", what, found["guarded"], found["bare"], peer, "calls/s", at_least=0.85)]
 
 
 def threads(url, rounds):
