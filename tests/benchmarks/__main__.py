@@ -10,6 +10,7 @@ to docs, where only all benchmarks at full size may go, or to a directory.
 import argparse
 import os
 import platform
+import shlex
 import sys
 import time
 import traceback
@@ -36,6 +37,9 @@ PEERS = {
     "Celery + requests": "a Celery task that makes the same call with a session for each thread; stores nothing",
     "Celery + pybreaker Redis + limits": "the same behind such a window and circuit; stores nothing either",
     "group().apply_async, chord()": "Celery's own ways to send the same signatures",
+    "its two scripts over bare sockets": (
+        "the same prepared commands, sent one after the other by as many processes, without the guard's Python"
+    ),
     "driver's executemany, COPY": "the fastest that the database's driver does with ready statements",
     "no breaker, python -c pass": "the same without what is measured",
 }
@@ -48,6 +52,14 @@ NOT_HERE = (
     "P5, that no limit is ever exceeded, is not a matter of speed: `tests/integration/test_limit_exactness.py` "
     "and `tests/chaos/test_limits.py` hold it."
 )
+NEXT = """\
+A unit's time is mostly Celery's: its main thread and its commands to Redis. What the guard costs on a quiet machine
+is the time of its scripts in Redis and of the Python around them, more than the round trips. The ideas that follow
+from this, none of them built:
+
+- fewer commands for each unit of a chord, whose result is stored and counted on its own;
+- COPY for plans and rows in PostgreSQL, where it is faster than an array for each column;
+- fewer arguments to the guard's scripts, and fewer fields of the hashes that they read and write."""
 SHOWS = "A bar for each target: how many times as good as asked for"
 
 
@@ -73,12 +85,17 @@ def postgres_version() -> str:
         return f"PostgreSQL {said.partition(' ')[0]}"
 
 
-def page(command: str, where: str, results: Sequence[Result], texts: Sequence[str]) -> str:
+def command() -> str:
+    """What was typed, so that it does the same again."""
+    return shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
+
+
+def page(typed: str, where: str, results: Sequence[Result], texts: Sequence[str]) -> str:
     """The note as it is printed and written."""
     peers = "\n".join(f"| {name} | {what} |" for name, what in PEERS.items())
     parts = [
         "# Performance",
-        f"Measured by `{command}` on {where}.",
+        f"Measured by `{typed}` on {where}.",
         HOW,
         *texts[:1],
         "\n".join([HEAD, *(result.line() for result in results)]),
@@ -87,6 +104,8 @@ def page(command: str, where: str, results: Sequence[Result], texts: Sequence[st
         f"| | |\n|---|---|\n{peers}",
         "The peers' code is `tests/benchmarks/peers.py`.",
         *texts[1:],
+        "## What would come next",
+        NEXT,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -156,8 +175,7 @@ def main() -> int:
         texts += [f"## {HEADINGS[name]}", *said] if said and name in HEADINGS else said
     results.sort(key=lambda result: int(result.target.removeprefix("P")))
     overview = picture(Chart("targets.svg", SHOWS, "targets", results), chosen.write)
-    command = " ".join(["python -m tests.benchmarks", *chosen.names, *(["--quick"] if chosen.quick else [])])
-    text = page(command, where, results, [overview, *texts])
+    text = page(command(), where, results, [overview, *texts])
     print(text)
     if chosen.write:
         (chosen.write / "performance.md").write_text(text)

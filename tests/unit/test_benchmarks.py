@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.benchmarks import charts
-from tests.benchmarks.__main__ import page
+from tests.benchmarks import bench_growth, charts
+from tests.benchmarks.__main__ import command, page
 from tests.benchmarks.measure import HEAD, Result
 
 
@@ -42,7 +42,27 @@ def test_page_shows_missed_targets():
     assert "Measured by `command` on 2 cores." in text
     assert f"{HEAD}\n{missed.line()}" in text
     assert "**not met**" in text
-    assert text.index("overview") < text.index(HEAD) < text.index("## Growth") < text.index("table")
+    places = ("overview", HEAD, "## Growth", "table", "## What would come next")
+    assert sorted(places, key=text.index) == list(places)
+
+
+def test_command_is_what_was_typed(monkeypatch):
+    """With --write, which alone makes it write the note."""
+    monkeypatch.setattr("sys.argv", ["benchmarks", "growth", "--quick", "--write", "a folder"])
+    assert command() == "python -m tests.benchmarks growth --quick --write 'a folder'"
+
+
+def test_growth_is_missed_where_something_grows():
+    """The largest run against the one before; the small ones do not fill the waves."""
+    flat = {"planner": 100.0, "worker": 110.0, "redis": 5.0}
+    points = {
+        10: flat | {"seconds": 1.0, "redis": 1.0},
+        100: flat | {"seconds": 10.0},
+        1000: flat | {"seconds": 105.0, "planner": 1000.0},
+    }
+    time, planner, worker, redis = bench_growth.results(points)
+    assert [each.met() for each in (time, planner, worker, redis)] == [True, False, True, True]
+    assert time.pairs() == [pytest.approx(1.05)]
 
 
 def test_chart_has_colours_for_dark_pages():
