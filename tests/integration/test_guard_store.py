@@ -1,6 +1,5 @@
 """The Redis store when Redis forgets its scripts, goes away, or the process forks."""
 
-import re
 import subprocess
 import sys
 import time
@@ -14,9 +13,11 @@ from redis.exceptions import RedisError
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
 from resilience.errors import StoreUnavailableError
-from resilience.guard import Ask, CallResult, CircuitState, Guard, Kind
+from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
+from resilience.store import EVENTS_KEPT, Ban, Move, Remembered, RetrySpec, Spent, keys
+from resilience.store import redis as redis_store
 from resilience.store.redis import RedisStore
 from tests.integration.conftest import SERVERS, start_redis
 
@@ -200,18 +201,75 @@ def test_a_registry_reads_and_resets_in_one_message(each_redis_url):
     store.close()
 
 
-def test_one_slot_for_each_script(each_redis_url):
-    """All keys of a script have the hash tag of its API, so a cluster can run it."""
-    guard, ask = guard_and_ask(each_redis_url)
-    rest, asked = guard.store._rest, []
-    guard.store._rest = lambda names, *more: asked.append(names.data) or rest(names, *more)
+def run_every_script(store):
+    """Run all scripts with circuits and limits of all kinds, so that every kind of key gets made."""
+    store.mark_fresh(["a"])
+    guard, circuit = Guard(store), CircuitBreaker(name="c", api="a", store=store)
+    bucket = RateLimiter("r", Limit("6000/1s", adaptive=True), api="a", key="k")
+    window = RateLimiter("w", Limit("60/1m", algorithm="window", reserve=0.5), api="a", key="k")
+    budget = RateLimiter("b", Limit("50/1d"), api="a", key="k")
+    seats = RateLimiter("s", Limit("5 at once"), api="a", key="k")
+    limits = (bucket, window, budget, seats)
+    ask, slow = Ask("a", (circuit,), limits), Ask("a", (), (RateLimiter("r", Limit("1/1m"), api="a"),))
     every_question(guard, ask)
-    ask.circuits[0].force(CircuitState.DISABLED, by="ada", why="it errs")
-    named = [re.findall(rb"\r\n(penstock:[^\r]+)\r\n", data) for data in asked]
-    assert len(named) == 9
-    assert all(named)
-    assert {key_slot(key) for keys in named for key in keys} == {key_slot(b"a")}
-    guard.store.close()
+    banned, throttled = guard.admit(ask).lease, guard.admit(ask).lease
+    probed = CircuitBreaker(name="p", api="a", store=store)
+    probed.half_open()
+    assert isinstance(guard.admit(Ask("a", (probed,), (RateLimiter("s", "5 at once", api="a"),))), Go)
+    assert isinstance(guard.admit(slow), Go)
+    assert guard.admit(slow).ticket
+    store.limits([limit.spec for limit in limits])
+    store.adjust(bucket.spec, 0.5)
+    store.restore("a", Remembered((Ban("elsewhere", round(2e15), 1),), (Spent(budget.spec.key, 1, 3),)))
+    store.allot(budget.spec, 1, 5)
+    store.repay([(limit.spec, 1) for limit in limits], 0)
+    store.retry(RetrySpec("a", "r", 1_000_000, 10_000_000), 0)
+    guard.settle(throttled, CallResult(Kind.THROTTLED, 0.1, headers={"X-RateLimit-Remaining": "3"}))
+    guard.settle(banned, CallResult(Kind.BANNED, 0.1))
+    CircuitBreaker(name="d", api="a", store=store).force(CircuitState.DISABLED, by="ada", why="it errs")
+
+
+def test_one_slot_for_each_script(each_redis_url):
+    """All keys of a script, whichever it is, have the hash tag of its API, so a cluster can run it."""
+    store, sent = RedisStore(each_redis_url), []
+    heal = store._heal
+    store._heal = lambda ask, packed: sent.extend(each.data for each in packed) or heal(ask, packed)
+    run_every_script(store)
+    store.close()
+    commands = [data.split(b"\r\n")[1::2] for data in sent]
+    slots = {}
+    for name, script, count, *words in commands:
+        if name == b"EVALSHA":
+            slots.setdefault(script, set()).update(map(key_slot, words[: int(count)]))
+    scripts = [each for each in vars(redis_store).values() if isinstance(each, redis_store._Script)]
+    assert set(slots) == {script.by_sha.data.split(b"\r\n")[3] for script in scripts}
+    assert all(seen == {key_slot(b"a")} for seen in slots.values())
+
+
+def test_every_kind_of_key_ends(each_redis_url):
+    """Whatever a script makes is gone some time after nobody asks any more."""
+    store = RedisStore(each_redis_url)
+    run_every_script(store)
+    store.close()
+    with redis.Redis.from_url(each_redis_url, decode_responses=True) as client:
+        ends = {name: client.ttl(name) for name in client.scan_iter()}
+    assert {name.split(":")[2] for name in ends} == {name for name in vars(keys) if name[0] != "_"}
+    assert all(end > 0 for end in ends.values()), ends
+
+
+def test_the_stream_is_bounded(each_redis_url):
+    """However often circuits turn: the last thousand and at most one more node of Redis' stream."""
+    store = RedisStore(each_redis_url)
+    spec = CircuitBreaker(name="c", api="a", store=store).spec
+    states = [CircuitState.OPEN, CircuitState.CLOSED] * (2 * EVENTS_KEPT)
+    store.move([Move(spec, state, "ada", f"turn {n}") for n, state in enumerate(states)])
+    kept = [event.reason for event in store.events("a")]
+    with redis.Redis.from_url(each_redis_url) as client:
+        assert client.xlen(keys.events("a")) == len(kept)
+        node = int(client.config_get("stream-node-max-entries")["stream-node-max-entries"])
+    assert EVENTS_KEPT <= len(kept) <= EVENTS_KEPT + node
+    assert kept == [f"turn {n}" for n in range(len(states))][-len(kept) :]
+    store.close()
 
 
 PROBER = """
