@@ -13,16 +13,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 from resilience.errors import ConfigurationError
-from resilience.moments import count_of, moment_of, seconds_of
+from resilience.moments import DAY_S, Unit, count_of, moment_of, seconds_of
 
 if TYPE_CHECKING:  # a limit names its dialect
     from resilience.policy import Limit
 
 _LATE_S = 1.0  # a server that rounds up names a reset this much later than its window ends
 _LONGEST = 2000  # characters of a header that are read
+_LONGEST_WAIT_S = 7 * DAY_S  # that a Retry-After may ask for; Binance bans for up to three days
+_COMMA = re.compile(r",(?!\s*\d{1,2}[ -][A-Za-z]{3})")  # but not the one within "Fri, 02 Jan 2026"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Dialect:
     used: str | None = None
     remaining: str | None = None
     reset: str | None = None
-    unit: Literal["s", "ms"] = "s"
+    unit: Unit = "s"
 
     def __post_init__(self) -> None:
         if self.used is None and self.remaining is None:
@@ -103,14 +106,14 @@ def quotas_in(headers: Mapping[str, str], now: datetime | None = None) -> tuple[
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds to wait, 0 … one day; None where nothing is said.
+    """Seconds to wait, 0 … seven days; None where nothing is said.
 
     By `Retry-After` (seconds or a date); without one, until the last quota of which nothing remains starts
-    anew. A date is compared with the server's own `Date`, so that clocks which differ do no harm; `now`
-    stands in where there is none.
+    anew, a day at most. A date is compared with the server's own `Date`, so that clocks which differ do no
+    harm; `now` stands in where there is none.
     """
     said = _Said(headers, now)
-    asked = said.wait_s("Retry-After")
+    asked = said.wait_s("Retry-After", most_s=_LONGEST_WAIT_S)
     if asked is not None:
         return asked
     used_up = [quota.reset_s for quota in said.quotas() if quota.left == 0 and quota.reset_s is not None]
@@ -157,9 +160,19 @@ class _Said:
                 yield quota
         yield from self._drafted()
 
-    def wait_s(self, name: str | None, unit: Literal["s", "ms"] = "s") -> float | None:
+    def wait_s(self, name: str | None, unit: Unit = "s", most_s: float = DAY_S) -> float | None:
+        """Of a header that came twice, "30, 60" in one line, the longest wait counts."""
         text = self.get(name or "")
-        return seconds_of(text, self._here(), unit=unit) if text else None
+        if not text:
+            return None
+        read = partial(seconds_of, here=self._here(), unit=unit, most_s=most_s)
+        longest = 0.0
+        for part in _COMMA.split(text):
+            wait = read(part)
+            if wait is None:
+                return read(text)
+            longest = max(longest, wait)
+        return longest
 
     def _count(self, name: str | None, stricter: Callable[[Iterable[float]], float]) -> float | None:
         """Of a header that came twice, "10, 9" in one line, the stricter number counts."""

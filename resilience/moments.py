@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+Unit = Literal["s", "ms"]
+
 DAY_S = 86_400.0
 
 _LONGEST = 64  # characters; no number and no date has more
@@ -26,19 +28,14 @@ def count_of(text: str) -> float | None:
     return 0.0 if match[1] else float(match[2])
 
 
-def seconds_of(text: str, here: datetime, *, unit: Literal["s", "ms"] = "s") -> float | None:
-    """Seconds from `here`, 0 … one day: of a number, a text like "1m30s", a Unix time or a date.
+def seconds_of(text: str, here: datetime, *, unit: Unit = "s", most_s: float = DAY_S) -> float | None:
+    """Seconds from `here`, 0 … `most_s`: of a number, a text like "1m30s", a Unix time or a date.
 
     A number above 10⁹ is a Unix time in s, ms, µs or ns, whatever the unit; one below zero says nothing, and
     neither does a moment that has passed by more than a day: the zero of somebody's clock is no leave to go.
     """
-    text = text.strip()[:_LONGEST]
-    if match := _NUMBER.fullmatch(text):
-        return None if match[1] else _seconds_of_number(float(match[2]), here, unit)
-    if _DURATION.fullmatch(text):
-        return _clamped(sum(float(n) * _SECONDS[each] for n, each in _PART.findall(text)))
-    moment = moment_of(text)
-    return None if moment is None else _from(here, moment.timestamp())
+    seconds = _seconds(text.strip()[:_LONGEST], here, unit)
+    return None if seconds is None or seconds < -DAY_S else min(max(seconds, 0.0), most_s)
 
 
 def moment_of(text: str) -> datetime | None:
@@ -53,18 +50,18 @@ def moment_of(text: str) -> datetime | None:
     return None
 
 
-def _seconds_of_number(number: float, here: datetime, unit: Literal["s", "ms"]) -> float | None:
+def _seconds(text: str, here: datetime, unit: Unit) -> float | None:
+    if match := _NUMBER.fullmatch(text):
+        return None if match[1] else _seconds_of_number(float(match[2]), here, unit)
+    if _DURATION.fullmatch(text):
+        return sum(float(n) * _SECONDS[each] for n, each in _PART.findall(text))
+    moment = moment_of(text)
+    return None if moment is None else moment.timestamp() - here.timestamp()
+
+
+def _seconds_of_number(number: float, here: datetime, unit: Unit) -> float:
     if number <= _LEAST_EPOCH:
-        return _clamped(number * _SECONDS[unit])
+        return number * _SECONDS[unit]
     while number > _MOST_EPOCH_S:
         number /= 1000
-    return _from(here, number)
-
-
-def _from(here: datetime, epoch_s: float) -> float | None:
-    seconds = epoch_s - here.timestamp()
-    return None if seconds < -DAY_S else _clamped(seconds)
-
-
-def _clamped(seconds: float) -> float:
-    return min(max(seconds, 0.0), DAY_S)
+    return number - here.timestamp()

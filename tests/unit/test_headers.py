@@ -19,6 +19,8 @@ HERE = "Fri, 02 Jan 2026 03:04:05 GMT"
 BINANCE = Limit("6000/1m", per="ip", headers=dialects.BINANCE_MINUTE)
 BY_NAME = Limit("60/1m", remaining="X-Left", reset="X-Reset")
 MINUTE, DAY = Limit("60/1m"), Limit("5000/1d")
+IN_MS = Limit("60/1m", headers=Dialect(remaining="X-Left", reset="X-Reset", unit="ms"))
+DAY_S = 86_400
 
 
 def test_binance_says_what_is_used():
@@ -78,9 +80,8 @@ def test_reset_in_any_form(reset, seconds):
 
 def test_milliseconds_have_to_be_declared():
     """Nobody could tell them from seconds; points in time are the same in any unit."""
-    limit = Limit("60/1m", headers=Dialect(remaining="X-Left", reset="X-Reset", unit="ms"))
-    assert quota_from({"X-Left": "1", "X-Reset": "2500"}, limit).reset_s == 2.5
-    assert quota_from({"X-Left": "1", "X-Reset": "1767323075", "Date": HERE}, limit).reset_s == 30
+    assert quota_from({"X-Left": "1", "X-Reset": "2500"}, IN_MS).reset_s == 2.5
+    assert quota_from({"X-Left": "1", "X-Reset": "1767323075", "Date": HERE}, IN_MS).reset_s == 30
 
 
 def test_silence_is_no_quota():
@@ -165,6 +166,26 @@ def test_a_header_that_came_twice():
     assert quota_from({"X-Left": "10, many"}, BY_NAME) is None
 
 
+@pytest.mark.parametrize(
+    ("said", "limit", "seconds"),
+    [
+        ("30, 30", BY_NAME, 30.0),
+        ("30,45 , 12", BY_NAME, 45.0),
+        ("999999, 5", BY_NAME, DAY_S),
+        ("2500, 1500", IN_MS, 2.5),
+        ("1m30s, 6s", BY_NAME, 90.0),
+        ("1767323075, 1767323065", BY_NAME, 30.0),
+        ("2026-01-02T03:04:35Z, 2026-01-02T03:04:25Z", BY_NAME, 30.0),
+        ("30, soon", BY_NAME, None),
+        ("30, -1", BY_NAME, None),
+        ("30,", BY_NAME, None),
+    ],
+)
+def test_a_reset_that_came_twice(said, limit, seconds):
+    """The longest counts, and if one is none the header is none."""
+    assert quota_from({"X-Left": "1", "X-Reset": said, "Date": HERE}, limit).reset_s == seconds
+
+
 def test_a_dialect_that_says_nothing():
     """A reset alone is of no use; nor are two ways to say the same."""
     with pytest.raises(ConfigurationError, match="`used` or `remaining`"):
@@ -183,8 +204,19 @@ def test_a_dialect_that_says_nothing():
         (" 7 ", 7.0),
         ("0.5", 0.5),
         ("0", 0.0),
-        ("999999", 86_400.0),
+        ("259200", 3.0 * DAY_S),
+        ("604801", 7.0 * DAY_S),
         ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
+        ("Mon, 05 Jan 2026 03:04:05 GMT", 3.0 * DAY_S),
+        ("Sun, 01 Feb 2026 03:04:05 GMT", 7.0 * DAY_S),
+        ("120, 120", 120.0),
+        ("7,120", 120.0),
+        ("Fri, 02 Jan 2026 03:05:05 GMT, Fri, 02 Jan 2026 03:04:35 GMT", 60.0),
+        ("Friday, 02-Jan-26 03:04:35 GMT,Friday, 02-Jan-26 03:05:05 GMT", 60.0),
+        ("Fri, 2 Jan 2026 03:04:35 GMT, 60", 60.0),
+        ("Fri, Jan 2 2026 03:05:05", 60.0),
+        ("120, soon", None),
+        (",", None),
         ("Fri, 02 Jan 2026 03:04:00 GMT", 0.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", None),
         ("-5", None),
@@ -206,6 +238,12 @@ def test_retry_after_by_the_servers_clock():
     assert retry_after_s(said, NOW) == 60.0
 
 
+def test_a_ban_of_three_days_by_the_servers_clock():
+    """It is not cut to a day, whatever our clock says."""
+    said = {"Retry-After": "Sun, 04 Jan 2026 03:04:05 GMT", "Date": "Thu, 01 Jan 2026 03:04:05 GMT"}
+    assert retry_after_s(said, NOW) == 3 * DAY_S
+
+
 def test_no_retry_after():
     """Nothing said."""
     assert retry_after_s({}, NOW) is None
@@ -217,6 +255,11 @@ def test_the_reset_of_what_is_used_up_is_a_wait():
     assert retry_after_s(X, NOW) is None
     assert retry_after_s({**GLASSNODE, "Retry-After": "7"}, NOW) == 7
     assert retry_after_s({"RateLimit": '"m";r=0;t=30, "d";r=0;t=900, "h";r=5;t=9999'}) == 900
+
+
+def test_a_reset_is_no_wait_of_more_than_a_day():
+    """Only a Retry-After may ask for days."""
+    assert retry_after_s({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "259200"}, NOW) == DAY_S
 
 
 # whatever stands there
@@ -231,7 +274,7 @@ NAMES = [
     ),
 ]
 moments = st.datetimes().map(lambda at: at.replace(tzinfo=UTC))
-values = st.one_of(
+single = st.one_of(
     st.text(st.characters(codec="latin-1"), max_size=80),
     st.text('"0123456789;=,.-rtqw ', max_size=80),
     st.integers().map(str),
@@ -240,23 +283,45 @@ values = st.one_of(
     moments.map(datetime.isoformat),
     st.tuples(st.integers(0, 99), st.integers(0, 9999)).map(lambda n: f'"a";r={n[0]};t={n[1]}'),
     st.integers(0, 9999).map(lambda n: f"limit=10, remaining=5, reset={n}"),
+    st.integers(0, 10**6).map(lambda n: f"{n}s"),
+    st.lists(st.sampled_from([*"0179 ,:.-+TZ", "Fri", "Jan", "2026", "GMT", "99999"]), max_size=12).map(
+        "".join
+    ),
 )
+twice = st.lists(single, min_size=2, max_size=3).map(", ".join)
+values = single | twice
 anything = st.dictionaries(st.sampled_from(NAMES), values)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(anything)
 def test_anything_may_stand_there(said):
-    """Never an error, never a wait below zero or above a day, never less than nothing left."""
+    """Never an error, never a wait below zero or above a week, never less than nothing left."""
     wait = retry_after_s(said, NOW)
-    assert wait is None or 0 <= wait <= 86_400
+    assert wait is None or 0 <= wait <= 7 * DAY_S
     for quota in (
         *quotas_in(said, NOW),
-        *(quota_from(said, each, NOW) for each in (BINANCE, BY_NAME, MINUTE)),
+        *(quota_from(said, each, NOW) for each in (BINANCE, BY_NAME, IN_MS, MINUTE)),
     ):
         if quota is not None:
             assert quota.left is None or quota.left >= 0
-            assert quota.reset_s is None or 0 <= quota.reset_s <= 86_400
+            assert quota.reset_s is None or 0 <= quota.reset_s <= DAY_S
+
+
+@given(
+    st.one_of(
+        st.integers(0, 10**13).map(str),
+        st.integers(0, 10**6).map(lambda n: f"{n}s"),
+        moments.map(lambda at: at.strftime("%a, %d %b %Y %H:%M:%S GMT")),
+        moments.map(datetime.isoformat),
+    ),
+    st.sampled_from([",", ", ", " , "]),
+)
+def test_the_same_wait_twice_is_that_wait(value, comma):
+    """Of a number, a duration or a date, whose own comma divides nothing."""
+    assert retry_after_s({"Retry-After": value + comma + value}, NOW) == retry_after_s(
+        {"Retry-After": value}, NOW
+    )
 
 
 def wait_after(said, limit):
