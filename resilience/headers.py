@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from resilience.errors import ConfigurationError
 from resilience.moments import DAY_S, Unit, count_of, moment_of, seconds_of
@@ -67,6 +67,10 @@ class Dialect:
     unit: Unit = "s"
 
     def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ConfigurationError(
+                f"Dialect.unit is {self.unit!r}, but has to be {' or '.join(get_args(Unit))}"
+            )
         if self.used is None and self.remaining is None:
             raise ConfigurationError("a Dialect needs `used` or `remaining`: else it says nothing of a limit")
 

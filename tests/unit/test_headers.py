@@ -194,6 +194,13 @@ def test_a_dialect_that_says_nothing():
         Limit("60/1m", used="X-Used", headers=dialects.XERO_MINUTE)
 
 
+@pytest.mark.parametrize("unit", ["us", "S", "", None, 1])
+def test_an_unknown_unit(unit):
+    """It is found where it is written, not while an answer is read."""
+    with pytest.raises(ConfigurationError, match=f"unit is {unit!r}, but has to be s or ms"):
+        Dialect(used="X-Used", reset="X-Reset", unit=unit)
+
+
 # how long to wait
 
 
