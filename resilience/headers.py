@@ -118,9 +118,15 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
     """
     said = _Said(headers, now)
     asked = said.wait_s("Retry-After", most_s=_LONGEST_WAIT_S)
-    if asked is not None:
-        return asked
-    used_up = [quota.reset_s for quota in said.quotas() if quota.left == 0 and quota.reset_s is not None]
+    return wait_of(said.quotas()) if asked is None else asked
+
+
+def wait_of(quotas: Iterable[Quota]) -> float | None:
+    """Seconds until the last quota of which nothing remains starts anew; None where none says so.
+
+    With the quotas of a call's limits it is the wait of its 429 or ban that names no other.
+    """
+    used_up = [quota.reset_s for quota in quotas if quota.left == 0 and quota.reset_s is not None]
     return max(used_up, default=None)
 
 

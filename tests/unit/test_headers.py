@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from resilience import headers as dialects
 from resilience.errors import ConfigurationError
 from resilience.guard import Ask, CallResult, Go, Guard, Kind, Wait
-from resilience.headers import Dialect, Quota, quota_from, quotas_in, retry_after_s
+from resilience.headers import Dialect, Quota, quota_from, quotas_in, retry_after_s, wait_of
 from resilience.limiter import RateLimiter
 from resilience.policy import Limit
 from resilience.store.memory import MemoryStore
@@ -267,6 +267,31 @@ def test_the_reset_of_what_is_used_up_is_a_wait():
 def test_a_reset_is_no_wait_of_more_than_a_day():
     """Only a Retry-After may ask for days."""
     assert retry_after_s({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "259200"}, NOW) == DAY_S
+
+
+@pytest.mark.parametrize(
+    ("quotas", "seconds"),
+    [
+        ([], None),
+        ([Quota(remaining=0, reset_s=20)], 20),
+        ([Quota(limit=60, used=61, reset_s=20)], 20),
+        ([Quota(remaining=0, reset_s=20), Quota(remaining=0, reset_s=900)], 900),
+        ([Quota(remaining=0, reset_s=20), Quota(remaining=1, reset_s=900)], 20),
+        ([Quota(remaining=0, reset_s=0)], 0),
+        ([Quota(remaining=0)], None),
+        ([Quota(reset_s=20)], None),
+    ],
+)
+def test_the_wait_of_quotas(quotas, seconds):
+    """Until the last one that is used up starts anew; silence is no wait."""
+    assert wait_of(quotas) == seconds
+
+
+def test_the_wait_of_a_limit_that_names_its_headers():
+    """No family has such a name, so only the limit knows what its 429 says."""
+    said = {"X-Left": "0", "X-Reset": "20"}
+    assert retry_after_s(said, NOW) is None
+    assert wait_of([quota_from(said, BY_NAME, NOW)]) == 20
 
 
 # whatever stands there
