@@ -76,8 +76,12 @@ def _endpoint(limit: Limit, reading: LimitReading, quota: Mapping[str, Any]) -> 
         "violations": reading.violations,
         "rate_limit_remaining": quota.get("remaining"),
         "in_backoff": until_us > 0,
-        "backoff_until": datetime.fromtimestamp(until_us / 1e6, UTC).isoformat() if until_us else None,
+        "backoff_until": _iso(until_us) if until_us else None,
     }
+
+
+def _iso(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _start(limit: Limit) -> float:
