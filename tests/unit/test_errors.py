@@ -163,6 +163,13 @@ def test_how_odd_values_are_told():
     }  # fmt: skip
 
 
+def test_a_refusal_tells_when_to_come_back():
+    """With a Z, as all times in JSON."""
+    at = datetime(2026, 1, 2, 3, 4, 5, 600_000, tzinfo=UTC)
+    told = CircuitOpenError(retry_at=at, details={"circuit": "shop", "retry_at": at}).to_dict()
+    assert told["details"] == {"circuit": "shop", "retry_at": "2026-01-02T03:04:05.600000Z"}
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
