@@ -24,7 +24,13 @@ R = TypeVar("R")
 
 LOOK_AGAIN_S = 10.0  # an open circuit is asked again after this, in case somebody has closed it by hand
 
-_NO_RESULT: Any = object()
+
+class _MistakeError(PenstockError):
+    """A mistake in the program, which says nothing about the service."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(cause=error)
+        self.error = error
 
 
 @dataclass(slots=True)
@@ -83,12 +89,13 @@ class Tiers(Generic[T]):
         errors: dict[str, Exception] = {}
         for tier in self._at_hand(errors):
             try:
-                result, mistake = tier.breaker.call(self._attempt, tier.func, *args, **kwargs)
+                result = tier.breaker.call(self._attempt, tier.func, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - raised again unless it falls
-                self._failed(tier, error, errors)
+                failure = error
             else:
-                self._worked(tier, mistake)
+                self._worked(tier)
                 return result
+            self._failed(tier, failure, errors)
         raise self._all_failed(errors)
 
     async def call_async(self: "Tiers[Awaitable[R]]", *args: Any, **kwargs: Any) -> R:
@@ -96,13 +103,13 @@ class Tiers(Generic[T]):
         errors: dict[str, Exception] = {}
         for tier in self._at_hand(errors):
             try:
-                ended = await tier.breaker.call_async(self._attempt_async, tier.func, *args, **kwargs)
+                result: R = await tier.breaker.call_async(self._attempt_async, tier.func, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - raised again unless it falls
-                self._failed(tier, error, errors)
+                failure = error
             else:
-                self._worked(tier, ended[1])
-                result: R = ended[0]
+                self._worked(tier)
                 return result
+            self._failed(tier, failure, errors)
         raise self._all_failed(errors)
 
     def _at_hand(self, errors: dict[str, Exception]) -> Iterator[_Tier[T]]:
@@ -114,6 +121,8 @@ class Tiers(Generic[T]):
                 yield tier
 
     def _failed(self, tier: _Tier[T], error: Exception, errors: dict[str, Exception]) -> None:
+        if isinstance(error, _MistakeError):
+            raise error.error
         if not self._falls(error):
             raise error
         errors[tier.name] = error
@@ -126,33 +135,31 @@ class Tiers(Generic[T]):
             return min(retry_at.timestamp() - self._clock(), LOOK_AGAIN_S)
         return getattr(error, "retry_after_s", None) or 0.0
 
-    def _worked(self, tier: _Tier[T], mistake: Exception | None) -> None:
+    def _worked(self, tier: _Tier[T]) -> None:
         tier.error = None
-        if mistake is not None:
-            raise mistake
         if tier is not self._used:
             log.warning("%s: from tier %s to tier %s", self.name, self._used.name, tier.name)
             self._used = tier
 
-    def _attempt(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[T, Exception | None]:
-        """Carry a mistake past the breaker, which would count what it does not know as a failure."""
+    def _attempt(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Tell the breaker of a mistake what it is: a failure would open the circuit, a success close it."""
         try:
-            return func(*args, **kwargs), None
-        except Exception as error:  # noqa: BLE001 - as above
-            return _NO_RESULT, self._mistake(error)
+            return func(*args, **kwargs)
+        except Exception as error:
+            if self._is_mistake(error):
+                raise _MistakeError(error) from error
+            raise
 
-    async def _attempt_async(
-        self, func: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any
-    ) -> tuple[R, Exception | None]:
+    async def _attempt_async(self, func: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         try:
-            return await func(*args, **kwargs), None
-        except Exception as error:  # noqa: BLE001 - as above
-            return _NO_RESULT, self._mistake(error)
+            return await func(*args, **kwargs)
+        except Exception as error:
+            if self._is_mistake(error):
+                raise _MistakeError(error) from error
+            raise
 
-    def _mistake(self, error: Exception) -> Exception:
-        if isinstance(error, PenstockError) or self._falls(error):
-            raise error
-        return error
+    def _is_mistake(self, error: Exception) -> bool:
+        return not isinstance(error, PenstockError) and not self._falls(error)
 
     def _all_failed(self, errors: Mapping[str, Exception]) -> AllTiersFailedError:
         told = "; ".join(f"{tier}: {type(error).__name__}: {error}" for tier, error in errors.items())

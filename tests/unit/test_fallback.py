@@ -188,6 +188,26 @@ def test_a_mistake_is_not_hidden(world, mistake):
     assert world.state("mcp") is CircuitState.CLOSED
 
 
+@pytest.mark.parametrize("mistake", [KeyError("y"), TypeError("x")])
+def test_a_mistake_is_no_success(world, mistake):
+    """It neither closes a half-open circuit, nor makes failures forgotten, and keeps no permit."""
+    circuit = world.circuits.get("accounts.mcp", api="zoho")
+    circuit.record_failure(ServerError())
+    circuit.half_open()
+    before = circuit.view
+    world.say["mcp"] = mistake
+    for _ in range(5):
+        with pytest.raises(type(mistake)):
+            world.call()
+    assert circuit.view == before
+    circuit.close()
+    circuit.record_failure(ServerError())
+    with pytest.raises(type(mistake)) as caught:
+        world.call()
+    assert circuit.fail_counter == 1
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
 def test_another_rule(world):
     """`on` says which errors fall instead."""
     world.tiers = world.make(on=(KeyError, OSError))
