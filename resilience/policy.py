@@ -29,7 +29,7 @@ _ATTEMPTS = 4
 _STEPS = 62  # more doublings than any cap needs, and fewer than a float holds
 
 
-_MOMENT, _AGES = timedelta(milliseconds=1), timedelta(days=366)
+MOMENT, AGES = timedelta(milliseconds=1), timedelta(days=366)
 
 
 def _is_count(number: Any) -> bool:
@@ -89,11 +89,11 @@ class BreakerPolicy:
         for name in ("rate", "slow_rate"):
             self._need(name, lambda share: 0 < share <= 1, "above 0 and at most 1")
         for name in ("window", "open_for", "permit_lease", "slow_after"):
-            self._need(name, lambda span: _MOMENT <= span <= _AGES, "1 millisecond … 366 days")
-        self._need("slow_start_step", lambda step: timedelta() <= step <= _AGES, "0 … 366 days")
+            self._need(name, lambda span: MOMENT <= span <= AGES, "1 millisecond … 366 days")
+        self._need("slow_start_step", lambda step: timedelta() <= step <= AGES, "0 … 366 days")
         self._need("growth", lambda growth: 1 <= growth <= 1000, "1 … 1000")
         longest = f"at least open_for ({self.open_for}) and at most 366 days"
-        self._need("open_max", lambda span: self.open_for <= span <= _AGES, longest)
+        self._need("open_max", lambda span: self.open_for <= span <= AGES, longest)
         calls = self.half_open_calls
         self._need(
             "half_open_successes",
@@ -159,8 +159,8 @@ class Limit:
             yield " has a window of no length"
         if not 0 <= self.reserve < 1:
             yield f": reserve is {self.reserve}, but has to lie in 0 … 1: a share below all of it"
-        if self.burst is not None and self.burst < 1:
-            yield f": burst is {self.burst}, but has to be at least 1: nothing could ever start"
+        if self.burst is not None and not _is_count(self.burst):
+            yield f": burst is {self.burst}, but has to be a whole number of at least 1"
         if self.headers is not None and (self.used or self.remaining or self.reset):
             yield ": give `headers`, or the names of single headers"
         if self.on_store_away not in {"share", "stop"}:
@@ -177,6 +177,8 @@ class Limit:
             yield ": months differ in length: make it a budget, which knows that"
         if self.at_once and self.reserve:
             yield ": reserve is a share of what a window lets through, and this counts calls in flight"
+        if self.kind == "bucket" and self.burst is not None and self.burst > self.amount:
+            yield f": burst is {self.burst}, but is counted inside the limit, so at most {self.amount}"
         if self.kind != "bucket":
             named = [word for word in ("burst", "adaptive") if getattr(self, word)]
             yield from (f": {word} is for token buckets, and this is a {self.kind}" for word in named)
@@ -302,6 +304,10 @@ class RetryPolicy:
 
     def __post_init__(self, max_retries: int | None) -> None:
         if max_retries is not None:
+            if not _is_count(max_retries + 1):
+                raise ConfigurationError(
+                    f"RetryPolicy.max_retries is {max_retries}, but has to be a whole number of at least 0"
+                )
             if self.attempts not in {max_retries + 1, _ATTEMPTS}:
                 raise ConfigurationError(
                     f"RetryPolicy.attempts is {self.attempts}, but max_retries={max_retries} "
@@ -312,8 +318,8 @@ class RetryPolicy:
             raise ConfigurationError(f"RetryPolicy.{problem}")
 
     def _problems(self) -> Iterator[str]:
-        if self.attempts < 1:
-            yield f"attempts is {self.attempts}, but has to be at least 1"
+        if not _is_count(self.attempts):
+            yield f"attempts is {self.attempts}, but has to be a whole number of at least 1"
         for name, seconds in (("base_s", self.base_s), ("cap_s", self.cap_s)):
             if not 0 <= seconds < math.inf:
                 yield f"{name} is {seconds}, but has to be seconds, 0 or more"

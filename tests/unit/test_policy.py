@@ -47,12 +47,12 @@ def test_reserve_is_a_share(reserve):
 
 
 def test_burst_is_one_percent():
-    """At least the largest weight, and never more than everything."""
+    """At least the largest weight."""
     assert Limit("6000/1m").burst_for() == 60
     assert Limit("100/1m").burst_for() == 1
     assert Limit("100/1m").burst_for(20) == 20
     assert Limit("100/1m", burst=7).burst_for() == 7
-    assert Limit("10/1m", burst=70).burst_for() == 10
+    assert Limit("10/1m", burst=10).burst_for() == 10
 
 
 def test_burst_is_counted_inside():
@@ -129,10 +129,21 @@ def test_a_servers_wait_is_never_shortened(attempt, said_s, luck):
     assert RetryPolicy().wait_s(attempt, said_s, rng=lambda: luck) >= said_s
 
 
-def test_no_attempt_is_an_error():
-    """Four attempts are three retries; none is nothing."""
-    with pytest.raises(ConfigurationError, match="attempts"):
-        RetryPolicy(attempts=0)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attempts": 0},
+        {"attempts": 2.5},
+        {"attempts": float("nan")},
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+    ],
+)
+def test_no_whole_number_of_attempts(wrong):
+    """Four attempts are three retries; none is nothing, and half a one is no call."""
+    [(name, number)] = wrong.items()
+    with pytest.raises(ConfigurationError, match=f"RetryPolicy.{name} is {number}, but has to be a whole"):
+        RetryPolicy(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +168,9 @@ def test_limit_shows_what_cannot_be_read(spec, part):
     ("spec", "wrong", "named"),
     [
         ("60/1m", {"burst": 0}, "burst is 0"),
+        ("60/1m", {"burst": float("nan")}, "burst is nan, but has to be a whole number of at least 1"),
+        ("60/1m", {"burst": 2.5}, "burst is 2.5"),
+        ("60/1m", {"burst": 61}, "burst is 61, but is counted inside the limit, so at most 60"),
         ("60/0m", {}, "window of no length"),
         ("60/1m", {"reserve": 1}, "reserve is 1"),
         ("60/1m", {"on_store_away": "pray"}, "on_store_away is 'pray'"),
