@@ -87,8 +87,11 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
     processes ask; a refusal is a `CircuitOpenError` with `retry_at`; the call that opens the circuit raises
     its own error; what an error says about the service is read from its class where it is ours. Listeners
     hear a transition once in the fleet, in the process that caused it. A call that takes longer than the
-    policy's `permit_lease` no longer counts as a probe. A coroutine function is decorated as one; the store
-    is asked without awaiting, so the event loop stands still for a round trip before and after the call.
+    policy's `permit_lease` no longer counts as a probe. A coroutine function is decorated as one, and the
+    store is awaited before and after its call.
+
+    Where the store is away, asking for a call raises `StoreUnavailableError`; after a call that is only
+    logged, so that its result or its error is what the caller gets.
     """
 
     def __init__(  # noqa: PLR0917 - pybreaker takes these by position
@@ -373,7 +376,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         held = self._take_held()
         lease = held.lease if held else self.guard.unasked(self._ask)
         latency_s = time.perf_counter() - held.began if held else 0.0
-        self.guard.settle(lease, replace(CallResult.of(error, latency_s=latency_s), kind=kind))
+        self.guard.settle_quietly(lease, replace(CallResult.of(error, latency_s=latency_s), kind=kind))
 
     @contextlib.contextmanager
     def _settling(self, lease: Lease) -> Iterator["_Outcome"]:
@@ -381,10 +384,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         try:
             yield outcome
         except BaseException as error:
-            self._tripped(self.guard.settle(lease, self._result(error, began)), error)
+            self._tripped(self.guard.settle_quietly(lease, self._result(error, began)), error)
             raise
         if not outcome.handed_over:
-            self.guard.settle(lease, self._result(None, began))
+            self.guard.settle_quietly(lease, self._result(None, began))
 
     @contextlib.asynccontextmanager
     async def _calling_async(
@@ -398,9 +401,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         try:
             yield
         except BaseException as error:
-            self._tripped(await self.guard_async.settle(verdict.lease, self._result(error, began)), error)
+            told = await self.guard_async.settle_quietly(verdict.lease, self._result(error, began))
+            self._tripped(told, error)
             raise
-        await self.guard_async.settle(verdict.lease, self._result(None, began))
+        await self.guard_async.settle_quietly(verdict.lease, self._result(None, began))
 
     def _result(self, error: BaseException | None, began: float) -> CallResult:
         result = CallResult.of(error, latency_s=time.perf_counter() - began)

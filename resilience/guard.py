@@ -6,7 +6,8 @@
         case Wait(seconds):      come back after that; with a ticket the place in the queue is kept
         case Refuse():           raise verdict.error()
 
-Everything may raise `StoreUnavailableError`: then nothing is known, and nothing was decided.
+Everything may raise `StoreUnavailableError`: then nothing is known, and nothing was decided. Who has called
+already goes on by `settle_quietly`: the call is made, whatever became of the store.
 """
 
 import logging
@@ -24,6 +25,7 @@ from resilience.errors import (
     PenstockError,
     RateLimitError,
     Scope,
+    StoreUnavailableError,
 )
 from resilience.headers import quota_from
 from resilience.policy import Lane
@@ -258,6 +260,14 @@ class Guard:
         """Report how the call ended, and give back what it held. Returns the transitions that this caused."""
         return self._heard(lease, result, self.store.settle(_report(lease, result)))
 
+    def settle_quietly(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
+        """`settle`, and a warning where the store is away: permits and seats come back by themselves."""
+        try:
+            return self.settle(lease, result)
+        except StoreUnavailableError as error:
+            unheard(error)
+            return ()
+
     def settle_and_admit(
         self, lease: Lease, result: CallResult, ask: Ask
     ) -> tuple[tuple[Transition, ...], Verdict]:
@@ -269,17 +279,17 @@ class Guard:
         return told, verdict
 
     def report(self, ask: Ask, result: CallResult, *, after: Lease | None = None) -> None:
-        """What is known of a call that holds nothing; `after` is the last one that is known to have
-        started.
-        """
-        started_us = 0 if after is None else after.grant.started_us
-        grant = Grant(self._request(ask, None), started_us, (), (), (), ())
-        self._heard(Lease(ask, grant), result, self.store.settle(_report(Lease(ask, grant), result)))
+        """What is known of a call that holds nothing: `settle` for a lease that is `unasked`."""
+        self.settle(self.unasked(ask, after=after), result)
 
-    def unasked(self, ask: Ask) -> Lease:
-        """The lease of a call that was made without asking: what is said of it counts as far as it may."""
+    def unasked(self, ask: Ask, *, after: Lease | None = None) -> Lease:
+        """The lease of a call that was made without asking: what is said of it counts as far as it may.
+
+        `after` is the last call that is known to have started before it.
+        """
         none = tuple(-1 for _ in ask.circuits)
-        grant = Grant(self._request(ask, None), 0, none, tuple(False for _ in none), (), ())
+        started_us = 0 if after is None else after.grant.started_us
+        grant = Grant(self._request(ask, None), started_us, none, tuple(False for _ in none), (), ())
         return Lease(ask, grant)
 
     def release(self, lease: Lease) -> None:
@@ -327,7 +337,7 @@ class Guard:
             *ask.banned,
         )
         route = self._routes.get(specs) or self._lay(ask, specs)
-        if ask.weight > 1:
+        if ask.weight != 1:
             _check_weight(route, ask.weight)
         return Request(
             route,
@@ -371,6 +381,11 @@ class Guard:
     def _tell_result(ask: Ask, result: CallResult) -> None:
         for breaker in ask.circuits:
             breaker.notify_result(result.kind, result.cause)
+
+
+def unheard(error: StoreUnavailableError) -> None:
+    """Say that the store did not hear how a call went."""
+    log.warning("how a call went was not heard: %s", error)
 
 
 def _verdict(ask: Ask, answer: Answer) -> Verdict:
@@ -419,6 +434,8 @@ def transition_of(circuit: str, change: Change) -> Transition:
 
 
 def _check_weight(route: Route, weight: float) -> None:
+    if not 0 < weight < math.inf:
+        raise ConfigurationError(f"a call of {route.api} has weight {weight:g}, but it has to be above 0")
     for spec in route.rates:
         if math.ceil(weight) * spec.unit_us > spec.burst_us:
             raise ConfigurationError(

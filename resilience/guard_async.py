@@ -39,6 +39,14 @@ class AsyncGuard:
         """See `Guard.settle`."""
         return await self._heard(lease, result, await self.store.settle(guard._report(lease, result)))
 
+    async def settle_quietly(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
+        """See `Guard.settle_quietly`."""
+        try:
+            return await self.settle(lease, result)
+        except StoreUnavailableError as error:
+            guard.unheard(error)
+            return ()
+
     async def settle_and_admit(
         self, lease: Lease, result: CallResult, ask: Ask
     ) -> tuple[tuple[Transition, ...], Verdict]:

@@ -10,11 +10,11 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
-from resilience.errors import ConfigurationError, Throttled
-from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, Refuse, Wait, kind_of
+from resilience.errors import ConfigurationError, StoreUnavailableError, Throttled
+from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, Refuse, Wait, kind_of, unheard
 from resilience.guard_async import AsyncGuard
 from resilience.headers import Quota, quota_from
-from resilience.policy import Limit
+from resilience.policy import AGES, MOMENT, Limit
 from resilience.spec import spec_of
 from resilience.statistics import statistics_of
 from resilience.store import LimitReading, RateSpec, SeatSpec, Store
@@ -39,7 +39,8 @@ class RateLimiter:
         limiter.wait()                      or: with limiter.acquire() as permit: …
 
     An `endpoint` has the same limit once more for itself, inside of the whole: its headers and 429s slow down
-    no other endpoint. Everything may raise `StoreUnavailableError`.
+    no other endpoint. What asks for a call, or reads, may raise `StoreUnavailableError`; after a call a store
+    that is away is only logged.
     """
 
     def __init__(
@@ -59,6 +60,10 @@ class RateLimiter:
         if not 0 < weight_max <= limit.amount:
             raise ConfigurationError(
                 f"limit {limit.spec!r} of {api}: a call of weight {weight_max:g} never fits"
+            )
+        if not MOMENT <= lease <= AGES:
+            raise ConfigurationError(
+                f"limit {limit.spec!r} of {api}: lease is {lease}, but has to be 1 millisecond … 366 days"
             )
         self.name, self.limit, self.api, self.key = name, limit, api, key
         self.weight_max = weight_max
@@ -254,7 +259,10 @@ class RateLimiter:
         """Report what is known of a call without its lease; what is in flight when a gate closes is no
         news.
         """
-        self.guard.report(self._part(endpoint)._alone, result, after=self._last)  # noqa: SLF001
+        self.guard.settle_quietly(self._unasked(endpoint), result)
+
+    def _unasked(self, endpoint: str | None) -> Lease:
+        return self.guard.unasked(self._part(endpoint)._alone, after=self._last)  # noqa: SLF001
 
     @cached_property
     def _alone(self) -> Ask:
@@ -279,7 +287,10 @@ class Permit:
         """
         if not self._settled:
             self._settled = True
-            self._limiter.guard.release(self._lease)
+            try:
+                self._limiter.guard.release(self._lease)
+            except StoreUnavailableError as error:
+                unheard(error)
 
     def settle(self, result: CallResult) -> None:
         """Say how the call ended, where that is not an exception."""
@@ -287,7 +298,8 @@ class Permit:
             return
         self._settled = True
         alone = self._is_alone(result)
-        self._limiter.guard.settle(self._lease, replace(result, kind=Kind.IGNORED) if alone else result)
+        told = replace(result, kind=Kind.IGNORED) if alone else result
+        self._limiter.guard.settle_quietly(self._lease, told)
         if alone:
             self._limiter._learn(result, self._endpoint)  # noqa: SLF001
 
@@ -298,7 +310,7 @@ class Permit:
         self._settled = True
         alone = self._is_alone(result)
         told = replace(result, kind=Kind.IGNORED) if alone else result
-        await self._limiter.guard_async.settle(self._lease, told)
+        await self._limiter.guard_async.settle_quietly(self._lease, told)
         if alone:
             await asyncio.to_thread(self._limiter._learn, result, self._endpoint)  # noqa: SLF001
 

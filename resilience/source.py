@@ -14,6 +14,7 @@ a retry: `@breaker` over `@retry`.
 import asyncio
 import functools
 import inspect
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -42,7 +43,8 @@ class Source:
     its `exclude`. An error that is not ours counts as a failure of the service, as every breaker's users
     expect; ours say so themselves. `limits` are texts, `Limit`s shared by all who call the source, or
     `RateLimiter`s. A call waits `patience_s` at most for its limits, then raises `Throttled`; behind an open
-    circuit it raises `CircuitOpenError` at once.
+    circuit it raises `CircuitOpenError` at once. Where the store is away no call begins
+    (`StoreUnavailableError`); after a call that is only logged.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Source:
     ) -> None:
         if isinstance(circuit, CircuitBreaker) and breaker is not None:
             raise ConfigurationError(f"source {name}: a CircuitBreaker brings its own policy")
+        if not 0 <= patience_s < math.inf:
+            raise ConfigurationError(f"source {name}: patience_s is {patience_s}, but has to be 0 or more")
         self.name = name
         self.circuit = (
             circuit if isinstance(circuit, CircuitBreaker) else known.get(circuit, api=name, policy=breaker)
@@ -133,9 +137,9 @@ class Source:
         try:
             yield
         except BaseException as error:
-            self.guard.settle(lease, self._ended(error, began, again=again))
+            self.guard.settle_quietly(lease, self._ended(error, began, again=again))
             raise
-        self.guard.settle(lease, self._ended(None, began, again=again))
+        self.guard.settle_quietly(lease, self._ended(None, began, again=again))
 
     @asynccontextmanager
     async def calling_async(self, *, again: bool = False) -> AsyncIterator[None]:
@@ -145,9 +149,9 @@ class Source:
         try:
             yield
         except BaseException as error:
-            await self.guard_async.settle(lease, self._ended(error, began, again=again))
+            await self.guard_async.settle_quietly(lease, self._ended(error, began, again=again))
             raise
-        await self.guard_async.settle(lease, self._ended(None, began, again=again))
+        await self.guard_async.settle_quietly(lease, self._ended(None, began, again=again))
 
     def check_circuit_breaker(self) -> bool:
         """Whether the circuit would let a call through now; only looks."""
@@ -160,7 +164,7 @@ class Source:
         None is a minute, doubled while it goes on.
         """
         result = CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after)
-        self.guard.settle(self.guard.unasked(self.ask), result)
+        self.guard.settle_quietly(self.guard.unasked(self.ask), result)
 
     def record_success(self) -> None:
         """A call that was made without this object went well."""

@@ -16,10 +16,37 @@ from resilience.errors import (
     NotFoundError,
     RateLimitError,
     ServerError,
+    StoreUnavailableError,
 )
-from resilience.policy import BreakerPolicy
+from resilience.policy import BreakerPolicy, RetryPolicy
+from resilience.retry import retry
 from resilience.store import CircuitState
 from resilience.store.memory import MemoryStore
+
+
+class DyingStore(MemoryStore):
+    """A store that a call can take away, until it is back."""
+
+    away = False
+
+    def die(self):
+        self.away = True
+
+    def check(self):
+        if self.away:
+            raise StoreUnavailableError("gone")
+
+    def admit(self, request):
+        self.check()
+        return super().admit(request)
+
+    def settle(self, report):
+        self.check()
+        return super().settle(report)
+
+    def release(self, grant):
+        self.check()
+        return super().release(grant)
 
 
 class Clock:
@@ -587,3 +614,109 @@ def test_other_ways_to_recover(clock, calls, successes):
         assert breaker.current_state == "half_open"
         breaker.call(int)
     assert breaker.current_state == "closed"
+
+
+# the store is away
+
+
+def by_call(breaker, func):
+    return breaker.call(func)
+
+
+def by_block(breaker, func):
+    with breaker.calling():
+        return func()
+
+
+def by_decorator(breaker, func):
+    return breaker(func)()
+
+
+def by_generator(breaker, func):
+    def items():
+        yield func()
+
+    [item] = breaker.call(items)
+    return item
+
+
+def by_hand(breaker, func):
+    assert breaker.can_attempt()
+    try:
+        result = func()
+    except Exception as error:
+        breaker.record_failure(error)
+        raise
+    breaker.record_success()
+    return result
+
+
+def by_call_async(breaker, func):
+    async def awaited():
+        return func()
+
+    return asyncio.run(breaker.call_async(awaited))
+
+
+def by_decorator_async(breaker, func):
+    @breaker
+    async def awaited():
+        return func()
+
+    return asyncio.run(awaited())
+
+
+def by_block_async(breaker, func):
+    async def main():
+        async with breaker.calling_async():
+            return func()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(
+    params=[
+        *(by_call, by_block, by_decorator, by_generator, by_hand),
+        *(by_call_async, by_decorator_async, by_block_async),
+    ],
+    ids=lambda way: way.__name__,
+)
+def way(request):
+    """Every way to call through a breaker."""
+    return request.param
+
+
+@pytest.mark.parametrize("error", [None, ServerError("its own"), NotFoundError(), KeyError("k")])
+def test_a_store_that_dies_during_a_call(way, error, caplog):
+    """One call, and its own result or error, whoever retries above; the loss is logged."""
+    store, calls = DyingStore(), []
+    breaker = CircuitBreaker(name="it", store=store)
+
+    @retry(RetryPolicy(attempts=4, base_s=0), on=StoreUnavailableError)
+    def again():
+        return way(breaker, func)
+
+    def func():
+        calls.append("made")
+        store.die()
+        if error:
+            raise error
+        return "bought"
+
+    if error:
+        with pytest.raises(type(error)) as caught:
+            again()
+        assert caught.value is error
+    else:
+        assert again() == "bought"
+    assert calls == ["made"]
+    assert "how a call went was not heard: gone" in caplog.text
+
+
+def test_no_call_begins_without_the_store(way):
+    """Nothing is known, so nothing is called."""
+    store, calls = DyingStore(), []
+    store.die()
+    with pytest.raises(StoreUnavailableError):
+        way(CircuitBreaker(name="it", store=store), lambda: calls.append("made"))
+    assert calls == []

@@ -1,14 +1,23 @@
 """A limiter on its own: it blocks, learns from headers and 429s, and tells what it did."""
 
+import asyncio
 import json
+from datetime import timedelta
 
 import pytest
 
-from resilience.errors import ConfigurationError, RateLimitError, ServerError, Throttled
+from resilience.errors import (
+    ConfigurationError,
+    RateLimitError,
+    ServerError,
+    StoreUnavailableError,
+    Throttled,
+)
 from resilience.limiter import RateLimiter
 from resilience.policy import Limit
 from resilience.statistics import humanize
 from resilience.store.memory import MemoryStore
+from tests.unit.test_breaker import DyingStore
 
 START_US = 1_700_000_040_000_000  # the 0th second of a minute, in the 14th hour of a day
 
@@ -296,3 +305,79 @@ def test_all_kinds_together(clock):
         assert left() == before
     guard.release(second.lease)
     assert left() == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("weight", [-5, 0, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("spec", ["10/1s", "2 at once", "5/1d"])
+def test_weights_that_are_none(clock, spec, weight):
+    """A negative one would give back what others spent."""
+    limiter = clock.limiter(spec)
+    before = limiter.read()
+    with pytest.raises(
+        ConfigurationError, match=f"a call of local has weight {weight:g}, but it has to be above 0"
+    ):
+        limiter.acquire(weight)
+    assert limiter.read() == before
+
+
+@pytest.mark.parametrize("lease", [timedelta(seconds=-1), timedelta(), timedelta(days=400)])
+def test_impossible_lease(lease):
+    """A seat would be free before its call began, or never."""
+    with pytest.raises(ConfigurationError, match=f"lease is {lease}, but has to be 1 millisecond … 366 days"):
+        RateLimiter("s", Limit("5 at once"), lease=lease)
+
+
+# the store is away
+
+
+def by_block(limiter, func, **words):
+    with limiter.acquire(**words):
+        return func()
+
+
+def by_block_async(limiter, func, **words):
+    async def main():
+        async with limiter.acquire_async(**words):
+            return func()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", [by_block, by_block_async])
+@pytest.mark.parametrize("endpoint", [None, "/a"])
+@pytest.mark.parametrize("error", [None, RateLimitError(retry_after_s=3.0), KeyError("k")])
+def test_a_store_that_dies_during_a_call(way, endpoint, error, caplog):
+    """The call's own result or error; the seat comes back by itself."""
+    store = DyingStore()
+    store.mark_fresh(["local"])
+    limiter = RateLimiter("s", Limit("2 at once"), store=store)
+
+    def func():
+        store.die()
+        if error:
+            raise error
+        return "bought"
+
+    if error:
+        with pytest.raises(type(error)) as caught:
+            way(limiter, func, endpoint=endpoint)
+        assert caught.value is error
+    else:
+        assert way(limiter, func, endpoint=endpoint) == "bought"
+    assert "how a call went was not heard: gone" in caplog.text
+    with pytest.raises(StoreUnavailableError):
+        limiter.acquire()
+
+
+def test_what_is_told_while_the_store_is_away(caplog):
+    """Headers, a 429, a refund: after a call nothing of it raises."""
+    store = DyingStore()
+    store.mark_fresh(["local"])
+    limiter = RateLimiter("r", "10/1s", store=store)
+    permit = limiter.acquire()
+    store.die()
+    assert limiter.parse_rate_limit_headers({"RateLimit-Remaining": "7"}).remaining == 7
+    limiter.record_429(5)
+    limiter.record_latency(0.1)
+    permit.refund()
+    assert caplog.text.count("was not heard") == 4

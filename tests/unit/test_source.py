@@ -13,6 +13,7 @@ from resilience.errors import (
     NotFoundError,
     RateLimitError,
     ServerError,
+    StoreUnavailableError,
     Throttled,
 )
 from resilience.limiter import RateLimiter
@@ -20,6 +21,7 @@ from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from resilience.retry import Retry, retry
 from resilience.source import Source, with_resilience
 from resilience.store.memory import MemoryStore
+from tests.unit.test_breaker import DyingStore
 
 
 class World:
@@ -355,6 +357,9 @@ def test_a_retry_of_ones_own(world, call):
         ({"limits": ["6000"]}, "6000"),
         ({"limits": [Limit("60/1m", per=str)]}, "RateLimiter"),
         ({"circuit": CircuitBreaker(name="own"), "breaker": BreakerPolicy()}, "its own policy"),
+        ({"patience_s": -5}, "shop: patience_s is -5, but has to be 0 or more"),
+        ({"patience_s": float("nan")}, "patience_s is nan"),
+        ({"patience_s": float("inf")}, "patience_s is inf"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(world, options, said):
@@ -370,3 +375,82 @@ def test_a_limiter_of_ones_own(world):
     with source.calling(), pytest.raises(Throttled) as caught:
         other.retry_with_backoff(world.fetch)
     assert caught.value.limit == "orders"
+
+
+# the store is away
+
+
+def by_with_resilience(source, world):
+    return with_resilience("shop", **world.options())(world.fetch)()
+
+
+def by_with_resilience_async(source, world):
+    return asyncio.run(with_resilience("shop", **world.options())(world.fetch_async)())
+
+
+def by_block(source, world):
+    with source.calling():
+        return world.fetch()
+
+
+def by_block_async(source, world):
+    async def main():
+        async with source.calling_async():
+            return await world.fetch_async()
+
+    return asyncio.run(main())
+
+
+WAYS = [
+    *(method, method_async, decorator, decorator_async),
+    *(by_with_resilience, by_with_resilience_async, by_block, by_block_async),
+]
+
+
+class DyingWorld(World):
+    """Whose store goes away during a call."""
+
+    def __init__(self):
+        super().__init__()
+        self.store = DyingStore(now_us=lambda: self.now_us)
+        self.known = Circuits(self.store)
+
+    def fetch(self, symbol="BTC"):
+        self.store.die()
+        return super().fetch(symbol)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("error", [None, NotFoundError(), KeyError("k")])
+def test_a_store_that_dies_during_a_call(way, error):
+    """One call, and its own result or error."""
+    world = DyingWorld()
+    world.errors = [error] if error else []
+    if error:
+        with pytest.raises(type(error)) as caught:
+            way(world.source(), world)
+        assert caught.value is error
+    else:
+        assert way(world.source(), world) == "BTC"
+    assert world.calls == 1
+
+
+def test_an_error_worth_it_is_retried_until_the_store_is_asked(call):
+    """The first call's error is heard by the retry; the second call does not begin."""
+    world = DyingWorld()
+    world.errors = [ServerError()]
+    with pytest.raises(StoreUnavailableError):
+        call(world.source(), world)
+    assert world.calls == 1
+
+
+def test_what_is_recorded_while_the_store_is_away():
+    """Is lost, and no error of the program's call."""
+    world = DyingWorld()
+    source = world.source(limits=["60/1m"])
+    world.store.die()
+    source.record_success()
+    source.record_failure(ServerError())
+    source.record_rate_limit(30)
+    world.store.away = False
+    assert source.circuit.fail_counter == 0
