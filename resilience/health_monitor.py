@@ -8,8 +8,8 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import NoReturn, Self
@@ -18,7 +18,7 @@ from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
 from resilience.errors import ConfigurationError, PenstockError, StoreUnavailableError
 from resilience.fallback import with_timeout
-from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, kind_of
+from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease
 from resilience.health import Health, health
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
@@ -118,7 +118,7 @@ class HealthMonitor:
         last = self._last or await asyncio.to_thread(health, self._circuits)
         for ask, call in self._probes:
             if lease := await asyncio.to_thread(self._admit, ask):
-                with self._settling(lease):
+                async with self._settling_async(lease):
                     await (call() if inspect.iscoroutinefunction(call) else asyncio.to_thread(call))
         return await asyncio.to_thread(self._compare, last)
 
@@ -146,17 +146,29 @@ class HealthMonitor:
 
     @contextmanager
     def _settling(self, lease: Lease) -> Iterator[None]:
-        """Report how a probe ended. One that breaks has not shown a service that answers."""
-        began, failure, kind = time.perf_counter(), None, Kind.IGNORED
+        """Report how a probe ended, whatever it was."""
+        began = time.perf_counter()
         try:
             yield
-            kind = Kind.SUCCESS
-        except Exception as error:  # noqa: BLE001 - what it says of the service is what was asked for
-            failure = error
-            kind = kind_of(error) if isinstance(error, PenstockError) else Kind.FAILURE
-        finally:
-            result = CallResult.of(failure, latency_s=time.perf_counter() - began)
-            self._guard.settle(lease, replace(result, kind=kind))
+        except BaseException as error:
+            self._guard.settle_quietly(lease, _ended(error, began))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._guard.settle_quietly(lease, _ended(None, began))
+
+    @asynccontextmanager
+    async def _settling_async(self, lease: Lease) -> AsyncIterator[None]:
+        """`_settling`, in a thread as everything else that is asked of the store here."""
+        began = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            await asyncio.to_thread(self._guard.settle_quietly, lease, _ended(error, began))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            await asyncio.to_thread(self._guard.settle_quietly, lease, _ended(None, began))
 
     def _compare(self, last: Mapping[str, Health]) -> dict[str, Health]:
         found = self._last = health(self._circuits)
@@ -170,6 +182,13 @@ class HealthMonitor:
         log.warning("%s was %s and is %s", now.name, before.status, now.status)
         if self._on_change is not None:
             self._on_change(before, now)
+
+
+def _ended(error: BaseException | None, began: float) -> CallResult:
+    """What a probe says of the service. One that broke off says nothing, and any other error a failure."""
+    result = CallResult.of(error, latency_s=time.perf_counter() - began)
+    unknown = isinstance(error, Exception) and not isinstance(error, PenstockError)
+    return replace(result, kind=Kind.FAILURE) if unknown else result
 
 
 def _circuit(ask: Ask) -> str:

@@ -295,6 +295,67 @@ def test_a_store_that_is_away_ends_no_monitor(world, monkeypatch, caplog):
     assert "health is not known" in caplog.text
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_store_that_dies_during_a_probe(world, monkeypatch, caplog, asynchronous):
+    """Is logged, and the other probes of the round are made."""
+
+    def away(_):
+        raise StoreUnavailableError("gone")
+
+    monkeypatch.setattr(world.circuits.store, "settle", away)
+    probes = [Probe(world.orders, world.ping), Probe(world.stock, world.ping)]
+    monitor = HealthMonitor(world.circuits, probes, budget=OFTEN)
+    asyncio.run(monitor.check_async()) if asynchronous else monitor.check()
+    assert world.called == 2
+    assert caplog.text.count("how a call went was not heard: gone") == 2
+
+
+@pytest.mark.parametrize("error", [None, ServerError("away")])
+def test_settling_a_probe_does_not_block_the_loop(world, monkeypatch, error):
+    """The loop has to turn for the store to answer."""
+    settle, turned = world.circuits.store.settle, threading.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def slow(report):
+            loop.call_soon_threadsafe(turned.set)
+            assert turned.wait(timeout=5)
+            return settle(report)
+
+        monkeypatch.setattr(world.circuits.store, "settle", slow)
+        await world.monitor().check_async()
+
+    world.says = error
+    asyncio.run(main())
+    assert world.orders.view.failure_count == (0 if error is None else 1)
+
+
+def test_a_probe_that_is_cancelled_says_nothing(world):
+    """And gives its permit back."""
+
+    async def main():
+        started = asyncio.Event()
+
+        async def hang():
+            started.set()
+            await asyncio.Event().wait()
+
+        world.ping = hang
+        checking = asyncio.create_task(world.monitor().check_async())
+        await started.wait()
+        lent = world.orders.view.free_permits
+        checking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await checking
+        return lent
+
+    world.orders.half_open()
+    before = world.orders.view
+    assert asyncio.run(main()) == before.free_permits - 1
+    assert world.orders.view == before
+
+
 def test_no_time_between_rounds(world):
     """Would be a busy loop."""
     with pytest.raises(ConfigurationError, match="every_s is 0"):
