@@ -2,7 +2,7 @@
 
     python -m tests.soak [--minutes 20] [--database sqlite|postgres]
 
-Workers of both pools, ctl worker and beat are processes of their own, with a private Redis and a database
+Workers of both pools, ctl worker, beat and Flower are processes of their own, with a private Redis and a database
 of their own. The three shipped collectors run every ten seconds against the fake APIs, of which one or the
 other fails now and then; so does a worker. At the end stands a table; the exit status is 1 when something
 in it is not as it has to be.
@@ -26,10 +26,12 @@ from tests.benchmarks.measure import postgres
 from tests.deployments import Deployment
 from tests.soak import rows
 from tests.soak.faults import CALM, VICTIM, Faults
-from tests.soak.samples import Sampler
+from tests.soak.flower import Onlooker
+from tests.soak.samples import MARK_S, Sampler
 from tests.soak.verdict import HEAD, Allowance, Verdict, flat
 from tests.upstream import data
 from tests.upstream.client import APIS, Upstream
+from workers.children import spawn
 from workers.embedded import EmbeddedRedis
 
 EVERY_S, SAMPLE_S, SAY_S, FAULT_S = 10, 5.0, 30.0, 25.0
@@ -46,6 +48,7 @@ MEMBERS = {
     "ctl": ("worker", "--ctl"),
     "beat": ("beat",),
 }
+FLOWER = "Flower"
 DRAIN_S = 180.0
 YOUNG_S = 60.0  # imports, pools and caches of a process that was started again
 # What is killed every few minutes is always young, and says nothing about growth.
@@ -53,8 +56,13 @@ UNJUDGED = {VICTIM, f"{VICTIM}, child"}
 
 # What a steady installation may show: allocators do not give everything back, and counts breathe.
 MEMORY_MB = Allowance(an_hour=6.0, noise=2.0)
+# Its tasks are in cycles, so that it settles only after some rounds of the collector; if it kept those that it
+# should forget, they would be 200 MB an hour.
+FLOWER_MB = Allowance(an_hour=6.0, noise=4.0)
 COUNT = Allowance(an_hour=4.0, noise=2.0)
 KEYS = Allowance(an_hour=20.0, noise=10.0)
+# There are as many marks as waves ended in five minutes, and a fault costs some; a thousand waves go by in an hour.
+ALL_KEYS = Allowance(an_hour=60.0, noise=30.0)
 USED_MB = Allowance(an_hour=1.0, noise=0.5)
 
 
@@ -63,7 +71,8 @@ class Soak:
 
     def __init__(self, fleet: Fleet, upstream: Upstream, server: EmbeddedRedis, minutes: float):
         self.fleet, self.upstream, self.minutes = fleet, upstream, minutes
-        self.sampler = Sampler(fleet, server)
+        self.onlooker = Onlooker(fleet, FLOWER)
+        self.sampler = Sampler(fleet, server, self.onlooker)
         self.faults = Faults(upstream, fleet, self.sampler.client, every_s=FAULT_S)
         self.died: list[str] = []
 
@@ -72,18 +81,28 @@ class Soak:
         assert self.fleet.command("db", "upgrade").returncode == 0
         for api in APIS:
             self.upstream.control(api, **CALM)
-        for name in MEMBERS:
+        for name in (*MEMBERS, FLOWER):
             self.start(name)
+        self.fleet.wait_for(self.onlooker.url, "Flower to listen")
         began = time.monotonic()
         end = began + 60 * self.minutes
         warm = began + min(300.0, 15 * self.minutes)
         self.run_until(end, began)
-        verdicts = self.flat_ones(warm)
+        verdicts = self.flat_ones(warm, began + MARK_S + YOUNG_S)
         self.drain()
         return [*verdicts, *self.counts()]
 
     def start(self, name: str) -> None:
-        self.fleet.start(name, *MEMBERS[name])
+        if name == FLOWER:
+            self.start_flower()
+        else:
+            self.fleet.start(name, *MEMBERS[name])
+
+    def start_flower(self) -> None:
+        """As a program of our own: it has to be full soon."""
+        words = (sys.executable, "-m", "tests.soak.flower", "flower", "--port=0")
+        with self.fleet.log(FLOWER).open("ab") as output:
+            self.fleet.processes[FLOWER] = spawn(words, env=self.fleet.env, output=output)
 
     def run_until(self, end: float, began: float) -> None:
         """Sample, break and restart; the last minute is left in peace, so that circuits close."""
@@ -141,24 +160,28 @@ class Soak:
             name: self.fleet.collect("run", name) for name in ENDPOINTS if not self.fleet.open_runs()
         }
 
-    def flat_ones(self, begin_s: float) -> list[Verdict]:
-        """What has to be flat."""
+    def flat_ones(self, warm_s: float, marked_s: float) -> list[Verdict]:
+        """What has to be flat after the warm-up; all keys together only after the first marks have expired."""
         kinds = {
             "memory": ("memory of {}", MEMORY_MB, "MB"),
             "used": ("memory that Redis counts", USED_MB, "MB"),
             "keys": ("keys in Redis, Celery's marks of past waves apart", KEYS, ""),
+            "all keys": ("keys in Redis, all of them", ALL_KEYS, ""),
             "channels": ("channels in Redis", COUNT, ""),
             "clients": ("connections to Redis", COUNT, ""),
             "connections": ("connections to the database", COUNT, ""),
             "files": ("open files of {}", COUNT, ""),
             "open": ("runs that are open", COUNT, ""),
+            "tasks": ("tasks that Flower keeps", COUNT, ""),
         }
         found = []
         for measure, (title, allowance, unit) in kinds.items():
+            begin_s = marked_s if measure == "all keys" else warm_s
             for (kind, part), lives in sorted(self.sampler.series.items()):
                 if kind == measure and part not in UNJUDGED:
+                    allowed = FLOWER_MB if (kind, part) == ("memory", FLOWER) else allowance
                     judged = flat(
-                        title.format(part), lives, allowance, begin_s=begin_s, young_s=YOUNG_S, unit=unit
+                        title.format(part), lives, allowed, begin_s=begin_s, young_s=YOUNG_S, unit=unit
                     )
                     found += [] if judged is None else [judged]
         return found
@@ -173,7 +196,9 @@ class Soak:
             "units still open": next(iter(unfinished.values())),
             "runs without a result": len(self.fleet.rows(without)),
             "requests over a limit": sum(self.upstream.stats(api)["violations"] for api in APIS),
+            "Celery's marks that stay too long": len(self.sampler.lasting),
             "processes that ended by themselves": len(self.died),
+            "questions that Flower did not answer": self.onlooker.refused,
             "collectors whose last run failed": sum(
                 name not in self.last or self.last[name]["outcome"] != "ok" for name in ENDPOINTS
             ),
@@ -250,6 +275,7 @@ def installation(folder: Path, database: str, minutes: float):
         finally:
             soak.sampler.write(folder / "samples.json")
             soak.sampler.close()
+            soak.onlooker.close()
             fleet.close()
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import redis
@@ -15,7 +15,9 @@ from tasks.models import runs
 from tasks.outcomes import RunState
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-CHORD_DONE = re.compile(r"celery-taskset-meta-.*\.c")  # Celery's own mark of each wave, for five minutes
+CHORD_DONE = re.compile(r"celery-taskset-meta-.*\.c")  # Celery's own mark of each wave
+MARK_S = 300  # for as long
+FOR_EVER = -1  # what Redis says of a key without an end; -2 is one that is gone already
 KINDS = {"--only-ctl": "ctl worker", "--alone": "worker for suspects"}
 
 
@@ -72,14 +74,20 @@ def prefix(key: str) -> str:
     return re.split(r"[0-9a-f]{8}-|\d+|\{", key, maxsplit=1)[0]
 
 
+def lasting(marks: Mapping[str, int]) -> set[str]:
+    """Marks that stay for longer than Celery means them to, given the seconds that each has left."""
+    return {mark for mark, left_s in marks.items() if left_s == FOR_EVER or left_s > MARK_S}
+
+
 class Sampler:
     """Series by measure, and in each by life: a process, or the one server there is."""
 
-    def __init__(self, fleet, server):
-        self.fleet, self.server = fleet, server
+    def __init__(self, fleet, server, onlooker):
+        self.fleet, self.server, self.onlooker = fleet, server, onlooker
         self.client = redis.Redis.from_url(server.url)
         self.series = defaultdict(lambda: defaultdict(list))
         self.prefixes: list[tuple[float, Counter]] = []
+        self.lasting: set[str] = set()
 
     def take(self, now: float) -> None:
         """One sample of everything."""
@@ -98,6 +106,8 @@ class Sampler:
             self._add("files", part, now, count)
         self._redis(now)
         self._database(now, connections)
+        if (tasks := self.onlooker.look()) is not None:
+            self._add("tasks", "Flower", now, tasks)
 
     def _add(self, measure: str, part: str, now: float, value: float) -> None:
         self.series[measure, part][None].append((now, value))
@@ -105,10 +115,19 @@ class Sampler:
     def _redis(self, now: float) -> None:
         keys = [key.decode(errors="replace") for key in self.client.scan_iter(count=1000)]
         self.prefixes.append((now, Counter(map(prefix, keys))))
-        self._add("keys", "redis", now, sum(not CHORD_DONE.fullmatch(key) for key in keys))
+        marks = [key for key in keys if CHORD_DONE.fullmatch(key)]
+        self.lasting |= lasting(self._left_s(marks))
+        self._add("keys", "redis", now, len(keys) - len(marks))
+        self._add("all keys", "redis", now, len(keys))
         self._add("channels", "redis", now, len(self.client.pubsub_channels()))
         self._add("clients", "redis", now, self.client.info("clients")["connected_clients"])
         self._add("used", "redis", now, self.client.info("memory")["used_memory"] / 1e6)
+
+    def _left_s(self, keys: Sequence[str]) -> dict[str, int]:
+        pipeline = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.ttl(key)
+        return dict(zip(keys, pipeline.execute(), strict=True))
 
     def _database(self, now: float, connections: int) -> None:
         with self.fleet.engine.connect().execution_options(penstock_read=True) as connection:

@@ -1,12 +1,15 @@
 """The soak's judgement: what grows is found through noise, and what is only noise passes."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.soak.samples import prefix
+from tests.soak.__main__ import ALL_KEYS
+from tests.soak.flower import Onlooker
+from tests.soak.samples import MARK_S, lasting, prefix
 from tests.soak.verdict import HOUR_S, Allowance, Verdict, flat, settled, slope
 
 STRICT = Allowance(an_hour=6.0, noise=0.0)
@@ -102,3 +105,40 @@ def test_counts_have_no_slope(count, ok, said):
 def test_keys_of_a_kind_go_together(key, kind):
     """Without what tells one from the other."""
     assert prefix(key) == kind
+
+
+@pytest.mark.parametrize(
+    ("left_s", "stays"), [(-2, False), (1, False), (300, False), (301, True), (-1, True)]
+)
+def test_mark_that_stays_is_found(left_s, stays):
+    """One without an end, or with one that is too far away; not one that has gone since it was listed."""
+    assert lasting({"mark": left_s}) == ({"mark"} if stays else set())
+
+
+@pytest.mark.parametrize(("kept_for_ever", "ok"), [(0.0, True), (0.25, False)])
+def test_marks_that_pile_up_are_growth(kept_for_ever, ok):
+    """A fifth of the waves, now more and now less, does not come about; a quarter of the marks is not forgotten."""
+    noise = random.Random(5)
+    ends = [
+        at for at in range(0, 1200, 10) for _ in range(3) if noise.random() > (0.3 if at // 60 % 2 else 0.1)
+    ]
+    marks = [(at, noise.random() < kept_for_ever) for at in ends]
+
+    def count(now):
+        return sum(at <= now and (for_ever or now < at + MARK_S) for at, for_ever in marks)
+
+    points = [(now, count(now)) for now in range(0, 1200, 5)]
+    assert flat("keys", {None: points}, ALL_KEYS, begin_s=MARK_S + 60).ok is ok
+
+
+def test_onlooker_asks_where_flower_listens_now(tmp_path):
+    """After a restart that is another port, and before the start nowhere."""
+    log = tmp_path / "Flower.log"
+    onlooker = Onlooker(SimpleNamespace(log=lambda _: log, directory=tmp_path), "Flower")
+    log.write_text("penstock: starting\n")
+    assert onlooker.url() is None
+    for port in (1, 2):
+        with log.open("a") as file:
+            file.write(f"Flower: http://127.0.0.1:{port}, user penstock, password in flower.auth\n")
+        assert onlooker.url() == f"http://127.0.0.1:{port}"
+    onlooker.close()
