@@ -129,7 +129,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     @functools.cached_property
     def guard_async(self) -> AsyncGuard:
-        """The guard of `call_async`: the same store, asked without blocking the loop."""
+        """The guard of what is awaited: the same store, asked without blocking the loop."""
         return AsyncGuard(self.guard.store)
 
     @property
@@ -263,18 +263,29 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         """
         if held := self._take_held():
             self.guard.release(held.lease)
-        verdict = self.guard.admit(self._ask)
-        if isinstance(verdict, Go):
-            _held.set({**_held.get(), self: _Held(verdict.lease, time.perf_counter())})
-        return isinstance(verdict, Go)
+        return self._hold(self.guard.admit(self._ask))
+
+    async def can_attempt_async(self) -> bool:
+        """`can_attempt`, without blocking the loop; the same task records."""
+        if held := self._take_held():
+            await self.guard_async.release(held.lease)
+        return self._hold(await self.guard_async.admit(self._ask))
 
     def record_success(self) -> None:
         """A call went well. Without `can_attempt` before it counts as a probe only where a permit is free."""
-        self._record(Kind.SUCCESS)
+        self.guard.settle_quietly(*self._recorded(Kind.SUCCESS))
+
+    async def record_success_async(self) -> None:
+        """`record_success`, without blocking the loop."""
+        await self.guard_async.settle_quietly(*self._recorded(Kind.SUCCESS))
 
     def record_failure(self, error: BaseException | None = None) -> None:
         """A call failed. An error that says nothing about the service, as a 404, only gives back a permit."""
-        self._record(Kind.FAILURE if error is None else self.kind_of(error), error)
+        self.guard.settle_quietly(*self._failed(error))
+
+    async def record_failure_async(self, error: BaseException | None = None) -> None:
+        """`record_failure`, without blocking the loop."""
+        await self.guard_async.settle_quietly(*self._failed(error))
 
     def get_status(self) -> dict[str, Any]:
         """How the circuit stands, as JSON: `resilience.status.status` says what is in it. One round trip."""
@@ -372,11 +383,21 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
             _held.set(held)
         return mine
 
-    def _record(self, kind: Kind, error: BaseException | None = None) -> None:
+    def _hold(self, verdict: Verdict) -> bool:
+        """Keep what a call got until it is recorded; whether it got anything."""
+        if isinstance(verdict, Go):
+            _held.set({**_held.get(), self: _Held(verdict.lease, time.perf_counter())})
+        return isinstance(verdict, Go)
+
+    def _failed(self, error: BaseException | None) -> tuple[Lease, CallResult]:
+        return self._recorded(Kind.FAILURE if error is None else self.kind_of(error), error)
+
+    def _recorded(self, kind: Kind, error: BaseException | None = None) -> tuple[Lease, CallResult]:
+        """What is recorded of a call: what it holds, and how it ended."""
         held = self._take_held()
         lease = held.lease if held else self.guard.unasked(self._ask)
         latency_s = time.perf_counter() - held.began if held else 0.0
-        self.guard.settle_quietly(lease, replace(CallResult.of(error, latency_s=latency_s), kind=kind))
+        return lease, replace(CallResult.of(error, latency_s=latency_s), kind=kind)
 
     @contextlib.contextmanager
     def _settling(self, lease: Lease) -> Iterator["_Outcome"]:

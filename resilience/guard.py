@@ -27,7 +27,7 @@ from resilience.errors import (
     Scope,
     StoreUnavailableError,
 )
-from resilience.headers import quota_from
+from resilience.headers import Quota, quota_from, wait_of
 from resilience.policy import Lane
 from resilience.store import (
     FOREVER_US,
@@ -159,7 +159,7 @@ class Refuse:
             circuit=self.circuit,
             retry_at=self.retry_at,
             failure_count=self.failure_count,
-            details={"circuit": self.circuit, "retry_at": self.retry_at.isoformat()},
+            details={"circuit": self.circuit, "retry_at": self.retry_at},
         )
 
 
@@ -402,23 +402,30 @@ def _verdict(ask: Ask, answer: Answer) -> Verdict:
 
 
 def _report(lease: Lease, result: CallResult) -> Report:
+    quotas = _quotas(lease.ask, result.headers) if result.headers else {}
     retry_after_s = result.retry_after_s
+    if retry_after_s is None and quotas and result.kind in {Kind.THROTTLED, Kind.BANNED}:
+        retry_after_s = wait_of(quotas.values())
     return Report(
         lease.grant,
         result.kind,
         None if retry_after_s is None else round(retry_after_s * 1e6),
-        tuple(_told(lease.ask, result.headers)) if result.headers else (),
+        tuple(_told(quotas)) if quotas else (),
         round(result.latency_s * 1e6),
     )
 
 
-def _told(ask: Ask, headers: Mapping[str, str]) -> Iterator[Told]:
+def _quotas(ask: Ask, headers: Mapping[str, str]) -> dict[int, Quota]:
     """What the headers say of each limit, by its place among the buckets and after them the windows."""
     buckets = [each.limit for each in ask.limits if isinstance(each.spec, RateSpec)]
     windows = [each.limit for each in ask.limits if isinstance(each.spec, WindowSpec)]
-    for index, limit in enumerate((*buckets, *windows)):
-        quota = quota_from(headers, limit)
-        if quota is not None and quota.left is not None:
+    said = [quota_from(headers, limit) for limit in (*buckets, *windows)]
+    return {index: quota for index, quota in enumerate(said) if quota is not None}
+
+
+def _told(quotas: Mapping[int, Quota]) -> Iterator[Told]:
+    for index, quota in quotas.items():
+        if quota.left is not None:
             yield Told(index, quota.left, round((quota.reset_s or 0.0) * 1e6))
 
 

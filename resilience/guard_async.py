@@ -60,6 +60,14 @@ class AsyncGuard:
             await self._give_back(request)
             raise
 
+    async def report(self, ask: Ask, result: CallResult, *, after: Lease | None = None) -> None:
+        """See `Guard.report`."""
+        await self.settle(self.unasked(ask, after=after), result)
+
+    def unasked(self, ask: Ask, *, after: Lease | None = None) -> Lease:
+        """See `Guard.unasked`; the store is not asked, so there is nothing to await."""
+        return self._guard.unasked(ask, after=after)
+
     async def release(self, lease: Lease) -> None:
         """See `Guard.release`."""
         await self.store.release(lease.grant)

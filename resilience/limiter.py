@@ -124,18 +124,20 @@ class RateLimiter:
         endpoint: str | None = None,
     ) -> AsyncIterator["Permit"]:
         """`acquire` for an `async with` statement; a task that is cancelled gives its seat back."""
-        permit = await self._enter_async(weight, timeout, endpoint)
-        try:
+        async with await self._enter_async(weight, timeout, endpoint) as permit:
             yield permit
-        except BaseException as error:
-            await permit.settle_async(permit.ended(error))
-            raise
-        await permit.settle_async(permit.ended(None))
 
     def try_acquire(self, weight: float = 1, *, endpoint: str | None = None) -> "Permit | None":
         """A permit if a call may start now, and None if it has to wait; nothing is reserved."""
         try:
             return self._enter(weight, 0, endpoint)
+        except Throttled:
+            return None
+
+    async def try_acquire_async(self, weight: float = 1, *, endpoint: str | None = None) -> "Permit | None":
+        """`try_acquire`, without blocking the loop; the permit is for an `async with` statement."""
+        try:
+            return await self._enter_async(weight, 0, endpoint)
         except Throttled:
             return None
 
@@ -146,14 +148,18 @@ class RateLimiter:
 
         They make calls wait, and set the rate of an adaptive limit; they let no more through than the limit.
         """
-        quota = quota_from(headers, self.limit)
+        quota = self._read(headers, endpoint)
         if quota is not None:
-            self.endpoints[endpoint or self.name] = {
-                "limit": None if quota.limit is None else int(quota.limit),
-                "remaining": None if quota.left is None else int(quota.left),
-                "reset_s": quota.reset_s,
-            }
             self._learn(CallResult(Kind.SUCCESS, 0.0, headers=headers), endpoint)
+        return quota
+
+    async def parse_rate_limit_headers_async(
+        self, headers: Mapping[str, str], endpoint: str | None = None
+    ) -> Quota | None:
+        """`parse_rate_limit_headers`, without blocking the loop."""
+        quota = self._read(headers, endpoint)
+        if quota is not None:
+            await self._learn_async(CallResult(Kind.SUCCESS, 0.0, headers=headers), endpoint)
         return quota
 
     def record_429(self, retry_after: float | None = None, *, endpoint: str | None = None) -> None:
@@ -161,6 +167,12 @@ class RateLimiter:
         doubled while they go on, 15 minutes at most. An adaptive rate is halved where it named none.
         """
         self._learn(CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after), endpoint)
+
+    async def record_429_async(
+        self, retry_after: float | None = None, *, endpoint: str | None = None
+    ) -> None:
+        """`record_429`, without blocking the loop."""
+        await self._learn_async(CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after), endpoint)
 
     def record_latency(self, seconds: float, *, endpoint: str | None = None) -> None:
         """A good answer took this long: an adaptive rate follows. `acquire` does it by itself."""
@@ -255,11 +267,25 @@ class RateLimiter:
             )
         return self._parts[endpoint]
 
+    def _read(self, headers: Mapping[str, str], endpoint: str | None) -> Quota | None:
+        """What headers say, kept for the statistics."""
+        quota = quota_from(headers, self.limit)
+        if quota is not None:
+            self.endpoints[endpoint or self.name] = {
+                "limit": None if quota.limit is None else int(quota.limit),
+                "remaining": None if quota.left is None else int(quota.left),
+                "reset_s": quota.reset_s,
+            }
+        return quota
+
     def _learn(self, result: CallResult, endpoint: str | None) -> None:
         """Report what is known of a call without its lease; what is in flight when a gate closes is no
         news.
         """
         self.guard.settle_quietly(self._unasked(endpoint), result)
+
+    async def _learn_async(self, result: CallResult, endpoint: str | None) -> None:
+        await self.guard_async.settle_quietly(self._unasked(endpoint), result)
 
     def _unasked(self, endpoint: str | None) -> Lease:
         return self.guard.unasked(self._part(endpoint)._alone, after=self._last)  # noqa: SLF001
@@ -292,6 +318,15 @@ class Permit:
             except StoreUnavailableError as error:
                 unheard(error)
 
+    async def refund_async(self) -> None:
+        """`refund`, without blocking the loop."""
+        if not self._settled:
+            self._settled = True
+            try:
+                await self._limiter.guard_async.release(self._lease)
+            except StoreUnavailableError as error:
+                unheard(error)
+
     def settle(self, result: CallResult) -> None:
         """Say how the call ended, where that is not an exception."""
         if self._settled:
@@ -312,7 +347,7 @@ class Permit:
         told = replace(result, kind=Kind.IGNORED) if alone else result
         await self._limiter.guard_async.settle_quietly(self._lease, told)
         if alone:
-            await asyncio.to_thread(self._limiter._learn, result, self._endpoint)  # noqa: SLF001
+            await self._limiter._learn_async(result, self._endpoint)  # noqa: SLF001
 
     def ended(self, error: BaseException | None) -> CallResult:
         """The result of a call that ended now, by what it raised."""
@@ -331,3 +366,11 @@ class Permit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.settle(self.ended(error))
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.settle_async(self.ended(error))

@@ -26,7 +26,18 @@ from typing import Any, TypeVar
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits, circuits
 from resilience.errors import ConfigurationError, Throttled
-from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Lease, Refuse, Wait
+from resilience.guard import (
+    Ask,
+    CallResult,
+    CircuitState,
+    CircuitView,
+    Go,
+    Guard,
+    Kind,
+    Lease,
+    Refuse,
+    Wait,
+)
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from resilience.retry import Retry
@@ -155,26 +166,43 @@ class Source:
 
     def check_circuit_breaker(self) -> bool:
         """Whether the circuit would let a call through now; only looks."""
-        view = self.circuit.view
-        return view.state in {CircuitState.CLOSED, CircuitState.DISABLED} or view.free_permits > 0
+        return _lets_through(self.circuit.view)
+
+    async def check_circuit_breaker_async(self) -> bool:
+        """`check_circuit_breaker`, without blocking the loop."""
+        views = await self.guard_async.circuits([self.circuit])
+        return _lets_through(views[self.circuit.circuit])
 
     def record_rate_limit(self, retry_after: float | None = None) -> None:
         """The server wants to hear nothing for `retry_after` seconds: nobody calls who shares its limits.
 
         None is a minute, doubled while it goes on.
         """
-        result = CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after)
-        self.guard.settle_quietly(self.guard.unasked(self.ask), result)
+        self.guard.settle_quietly(self.guard.unasked(self.ask), _throttled(retry_after))
+
+    async def record_rate_limit_async(self, retry_after: float | None = None) -> None:
+        """`record_rate_limit`, without blocking the loop."""
+        await self.guard_async.settle_quietly(self.guard_async.unasked(self.ask), _throttled(retry_after))
 
     def record_success(self) -> None:
         """A call that was made without this object went well."""
         self._counts.add(None)
         self.circuit.record_success()
 
+    async def record_success_async(self) -> None:
+        """`record_success`, without blocking the loop."""
+        self._counts.add(None)
+        await self.circuit.record_success_async()
+
     def record_failure(self, error: BaseException | None = None) -> None:
         """A call that was made without this object failed; what its class says decides whether it counts."""
         self._counts.add(error or Exception("unknown"))
         self.circuit.record_failure(error)
+
+    async def record_failure_async(self, error: BaseException | None = None) -> None:
+        """`record_failure`, without blocking the loop."""
+        self._counts.add(error or Exception("unknown"))
+        await self.circuit.record_failure_async(error)
 
     def get_health_status(self) -> dict[str, Any]:
         """The circuit (as its `get_status`) and what this process has called, as JSON.
@@ -276,6 +304,14 @@ class _Counts:
                 "last_error": self.last_error,
                 "last_error_at": at and at.isoformat().replace("+00:00", "Z"),
             }
+
+
+def _lets_through(view: CircuitView) -> bool:
+    return view.state in {CircuitState.CLOSED, CircuitState.DISABLED} or view.free_permits > 0
+
+
+def _throttled(retry_after: float | None) -> CallResult:
+    return CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after)
 
 
 def _limiter(limit: str | Limit | RateLimiter, api: str) -> RateLimiter:

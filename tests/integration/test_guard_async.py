@@ -352,6 +352,89 @@ def test_an_endpoints_429_is_its_own(either):
     assert either.run(main) < 1
 
 
+# around calls made elsewhere
+
+
+def test_verbs_around_calls_made_elsewhere(either):
+    """A circuit asked and told by hand, in memory as in Redis."""
+    breaker = either.breaker
+    breaker.half_open()
+
+    async def main():
+        assert await breaker.can_attempt_async()
+        assert (await either.guard_async.circuits([breaker]))["c"].free_permits == 0
+        assert await breaker.can_attempt_async()  # asking again gives the first permit back
+        await breaker.record_success_async()
+        assert (await either.guard_async.circuits([breaker]))["c"].state == "closed"
+        for _ in range(5):
+            await breaker.record_failure_async()
+        return await breaker.can_attempt_async()
+
+    assert either.run(main) is False
+    assert breaker.current_state == "open"
+
+
+def test_verbs_of_a_source(either):
+    """Looking takes no permit; what is recorded holds for who calls blocking, too."""
+    source = Source("a", circuit="s", limits=[either.rate], known=Circuits(either.store), patience_s=0)
+
+    async def main():
+        assert await source.check_circuit_breaker_async()
+        await source.record_success_async()
+        for _ in range(5):
+            await source.record_failure_async()
+        assert not await source.check_circuit_breaker_async()
+        await source.record_rate_limit_async(30)
+
+    either.run(main)
+    assert not source.check_circuit_breaker()
+    source.reset()
+    with pytest.raises(Throttled) as caught:
+        source.retry_with_backoff(str)
+    assert 29 < caught.value.retry_after_s <= 30
+
+
+def test_verbs_of_a_limiter(either):
+    """A permit now or none, headers and 429s; what was refunded is free again."""
+    limiter = RateLimiter("1 at once", Limit("1 at once"), api="a", key="k", store=either.store)
+    rate = RateLimiter("r", Limit("6000/1m"), api="a", key="h", store=either.store)
+
+    async def main():
+        permit = await limiter.try_acquire_async()
+        assert await limiter.try_acquire_async() is None
+        await permit.refund_async()
+        async with await limiter.try_acquire_async():
+            assert await limiter.try_acquire_async() is None
+        assert await limiter.try_acquire_async()
+        await rate.wait_async(endpoint="slow")
+        said = {"RateLimit-Remaining": "0", "RateLimit-Reset": "20"}
+        assert (await rate.parse_rate_limit_headers_async(said, "slow")).reset_s == 20
+        await rate.record_429_async(30, endpoint="banned")
+        return [await rate.try_acquire_async(endpoint=name) for name in ("slow", "banned", "other")]
+
+    slow, banned, other = either.run(main)
+    assert (slow, banned) == (None, None)
+    assert other
+
+
+def test_reports_of_a_guard(either):
+    """Of calls that hold nothing: the same as a blocking guard's."""
+    ask = Ask("a", (either.breaker,), (either.rate,), gate=None)
+
+    async def main():
+        asked = await either.guard_async.admit(ask)
+        await either.guard_async.report(ask, CallResult(Kind.FAILURE, 0.1))
+        await either.guard_async.settle(either.guard_async.unasked(ask), CallResult(Kind.FAILURE, 0.1))
+        assert (await either.guard_async.circuits([either.breaker]))["c"].failure_count == 2
+        told = CallResult(Kind.THROTTLED, 0.1, retry_after_s=30)
+        await either.guard_async.report(ask, told, after=asked.lease)
+        return await either.guard_async.admit(ask)
+
+    assert either.run(main).seconds == pytest.approx(30, abs=1)
+    either.guard.report(ask, CallResult(Kind.SUCCESS, 0.1))
+    assert either.breaker.fail_counter == 0
+
+
 # what they share
 
 

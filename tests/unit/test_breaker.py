@@ -588,6 +588,48 @@ def test_tasks_hold_their_own(breaker, clock):
     assert breaker.current_state == "closed"
 
 
+def test_awaited_by_hand(breaker, clock):
+    """Asking again takes no second permit, a record gives it back, and an error of a symbol only that."""
+
+    async def attempt(record, *error):
+        assert all([await breaker.can_attempt_async() for _ in range(3)])
+        assert breaker.view.free_permits == 2
+        await record(*error)
+        return breaker.current_state
+
+    async def main():
+        for _ in range(5):
+            await breaker.record_failure_async()
+        assert not await breaker.can_attempt_async()
+        clock.sleep(60)
+        assert await attempt(breaker.record_failure_async, NotFoundError()) == "half_open"
+        assert breaker.view.free_permits == 3
+        assert await attempt(breaker.record_success_async) == "half_open"
+        assert await breaker.can_attempt_async()
+        await breaker.record_success_async()
+        return breaker.current_state
+
+    assert asyncio.run(main()) == "closed"
+
+
+def test_tasks_that_await_hold_their_own(breaker, clock):
+    """The fourth finds no permit, and each records what it asked for."""
+    half_open(breaker, clock)
+
+    async def attempt(good):
+        if not await breaker.can_attempt_async():
+            return False
+        await asyncio.sleep(0)
+        await (breaker.record_success_async() if good else breaker.record_failure_async())
+        return True
+
+    async def main():
+        return await asyncio.gather(*(attempt(good) for good in (True, False, True, True)))
+
+    assert asyncio.run(main()) == [True, True, True, False]
+    assert breaker.current_state == "closed"
+
+
 def test_methods_can_be_decorated(breaker):
     """They get their object."""
 
@@ -651,6 +693,20 @@ def by_hand(breaker, func):
     return result
 
 
+def by_hand_async(breaker, func):
+    async def main():
+        assert await breaker.can_attempt_async()
+        try:
+            result = func()
+        except Exception as error:
+            await breaker.record_failure_async(error)
+            raise
+        await breaker.record_success_async()
+        return result
+
+    return asyncio.run(main())
+
+
 def by_call_async(breaker, func):
     async def awaited():
         return func()
@@ -677,7 +733,7 @@ def by_block_async(breaker, func):
 @pytest.fixture(
     params=[
         *(by_call, by_block, by_decorator, by_generator, by_hand),
-        *(by_call_async, by_decorator_async, by_block_async),
+        *(by_call_async, by_decorator_async, by_block_async, by_hand_async),
     ],
     ids=lambda way: way.__name__,
 )

@@ -237,7 +237,7 @@ def test_statistics(clock):
     waited_s = stats.pop("total_wait_time_s")
     assert waited_s == pytest.approx(0.22, abs=0.01)
     endpoint = stats.pop("endpoints")["/a"]
-    assert endpoint.pop("backoff_until") == "2023-11-14T22:14:05.222224+00:00"
+    assert endpoint.pop("backoff_until") == "2023-11-14T22:14:05.222224Z"
     assert endpoint == {
         "rate_per_s": 10.0,
         "requests_made": 3,
@@ -267,6 +267,21 @@ def test_statistics_of_other_kinds(clock):
     """Calls in flight have no rate."""
     assert clock.limiter("5 at once").get_stats()["default_rate_per_s"] is None
     assert clock.limiter("86400/1d").get_stats()["default_rate_per_s"] == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "calls"),
+    [("9/1m", 3), (Limit("9/1m", algorithm="window"), 3), ("9/1d", 3), ("9 at once", None)],
+)
+def test_statistics_of_every_kind(clock, limit, calls):
+    """Calls and 429s are counted, whatever the limit counts; calls in flight only while they are."""
+    limiter = clock.limiter(limit)
+    for _ in range(3):
+        with limiter.acquire():
+            pass
+    limiter.record_429(retry_after=5)
+    statistics = limiter.get_stats()
+    assert (statistics["total_requests"], statistics["total_violations"]) == (calls, 1)
 
 
 def test_errors_say_nothing_of_the_rate(clock):
@@ -327,6 +342,50 @@ def test_impossible_lease(lease):
         RateLimiter("s", Limit("5 at once"), lease=lease)
 
 
+# awaited
+
+
+def test_awaited_without_waiting(clock):
+    """A permit now or none, and what a call learns elsewhere: the same as blocking."""
+    limiter = clock.limiter("2 at once")
+
+    async def main():
+        first, second = [await limiter.try_acquire_async() for _ in range(2)]
+        assert await limiter.try_acquire_async() is None
+        await first.refund_async()
+        await first.refund_async()
+        async with await limiter.try_acquire_async():
+            assert await limiter.try_acquire_async() is None
+        with pytest.raises(ZeroDivisionError):
+            async with second:
+                raise ZeroDivisionError
+
+    asyncio.run(main())
+    assert limiter.read().left == 2
+
+
+def test_awaited_headers_and_429s(clock):
+    """They hold back whoever shares the limit, or the endpoint alone."""
+    limiter = clock.limiter("100/1m")
+    said = {"X-RateLimit-Limit": "100", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "30"}
+
+    limiter.wait(endpoint="/a")
+
+    async def main():
+        quota = await limiter.parse_rate_limit_headers_async(said, "/a")
+        await limiter.record_429_async(50, endpoint="/b")
+        return quota, await limiter.parse_rate_limit_headers_async({"Date": "x"})
+
+    quota, nothing = asyncio.run(main())
+    assert (quota.remaining, quota.reset_s, nothing) == (0, 30, None)
+    assert limiter.endpoints["/a"] == {"limit": 100, "remaining": 0, "reset_s": 30}
+    assert limiter.wait() < 1
+    assert limiter.wait(endpoint="/a") == pytest.approx(30, abs=1)
+    assert limiter.wait(endpoint="/b") == pytest.approx(20, abs=1)
+    asyncio.run(limiter.record_429_async())
+    assert limiter.wait() >= 60
+
+
 # the store is away
 
 
@@ -373,11 +432,19 @@ def test_what_is_told_while_the_store_is_away(caplog):
     """Headers, a 429, a refund: after a call nothing of it raises."""
     store = DyingStore()
     store.mark_fresh(["local"])
-    limiter = RateLimiter("r", "10/1s", store=store)
-    permit = limiter.acquire()
+    limiter = RateLimiter("r", Limit("10/1s", burst=2), store=store)
+    permit, another = limiter.acquire(), limiter.acquire()
     store.die()
     assert limiter.parse_rate_limit_headers({"RateLimit-Remaining": "7"}).remaining == 7
     limiter.record_429(5)
     limiter.record_latency(0.1)
     permit.refund()
     assert caplog.text.count("was not heard") == 4
+
+    async def main():
+        await limiter.parse_rate_limit_headers_async({"RateLimit-Remaining": "7"})
+        await limiter.record_429_async(5)
+        await another.refund_async()
+
+    asyncio.run(main())
+    assert caplog.text.count("was not heard") == 7

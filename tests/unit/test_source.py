@@ -258,6 +258,29 @@ def test_verbs_for_calls_made_elsewhere(world):
     assert caught.value.retry_after_s == 60
 
 
+def test_awaited_verbs_for_calls_made_elsewhere(world):
+    """The same decisions, and the same counts."""
+    source = world.source(breaker=BreakerPolicy(failures=2), limits=["60/1m"])
+
+    async def main():
+        await source.record_failure_async(ServerError())
+        await source.record_success_async()
+        await source.record_failure_async()
+        await source.record_failure_async(NotFoundError())
+        assert await source.check_circuit_breaker_async()
+        await source.record_failure_async(ServerError())
+        assert not await source.check_circuit_breaker_async()
+        source.circuit.close()
+        await source.record_rate_limit_async(30)
+
+    asyncio.run(main())
+    health = source.get_health_status()
+    assert (health["calls"], health["failures"], health["last_error"]) == (5, 4, "ServerError")
+    with pytest.raises(Throttled) as caught:
+        world.source(limits=["60/1m"], patience_s=1).retry_with_backoff(world.fetch)
+    assert caught.value.retry_after_s == 30
+
+
 def test_check_only_looks(world):
     """It takes no permit of a half-open circuit."""
     source = world.source(breaker=BreakerPolicy(half_open_calls=1, half_open_successes=1))
@@ -452,5 +475,12 @@ def test_what_is_recorded_while_the_store_is_away():
     source.record_success()
     source.record_failure(ServerError())
     source.record_rate_limit(30)
+
+    async def main():
+        await source.record_success_async()
+        await source.record_failure_async(ServerError())
+        await source.record_rate_limit_async(30)
+
+    asyncio.run(main())
     world.store.away = False
     assert source.circuit.fail_counter == 0
