@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import ContextVar
 
+import pybreaker
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resilience.breaker import CircuitBreaker
 from resilience.concurrency import (
     ConcurrentBatcher,
     gather_with_errors,
@@ -26,7 +28,8 @@ from resilience.concurrency_async import (
     run_concurrent_tasks_async,
 )
 from resilience.error_collector import ErrorCollector
-from resilience.errors import ConfigurationError, PartialCollectionError, ServerError
+from resilience.errors import CircuitOpenError, ConfigurationError, PartialCollectionError, ServerError
+from resilience.policy import BreakerPolicy
 
 REQUEST: ContextVar[str] = ContextVar("request")
 
@@ -261,6 +264,59 @@ def test_a_failed_batch_is_raised_where_nobody_collects():
     with pytest.raises(KeyError):
         fill(written.append, "stop")
     assert not written
+
+
+# behind a circuit
+
+
+class Failing:
+    """Four calls go well; once the circuit knows of them, all others fail."""
+
+    def __init__(self):
+        self.gauge, self.called, self.well, self.left = Gauge(), [], threading.Event(), 4
+        self.breaker = CircuitBreaker(
+            name="it", policy=BreakerPolicy(failures=3, rate=None), listeners=[self.Listener(self)]
+        )
+
+    class Listener(pybreaker.CircuitBreakerListener):
+        def __init__(self, failing):
+            self.failing = failing
+
+        def success(self, _):
+            self.failing.left -= 1
+            if not self.failing.left:
+                self.failing.well.set()
+
+    def fetch(self, n):
+        with self.gauge:
+            self.called.append(n)
+            if n >= 4:
+                assert self.well.wait(timeout=10)
+                raise ServerError(str(n))
+            return n
+
+    async def fetch_async(self, n):
+        await asyncio.sleep(0)
+        return self.fetch(n)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_circuit_that_opens_refuses_the_rest(asynchronous):
+    """Three failures, and one that was under way: nothing else is called, and every item is accounted for."""
+    failing = Failing()
+    if asynchronous:
+        call = failing.breaker(failing.fetch_async)
+        results, errors = asyncio.run(gather_with_errors_async(call, range(20), at_once=2))
+    else:
+        results, errors = gather_with_errors(failing.breaker(failing.fetch), range(20), at_once=2)
+    failed = [each.item for each in errors if isinstance(each.error, ServerError)]
+    refused = [each.item for each in errors if isinstance(each.error, CircuitOpenError)]
+    assert results == [0, 1, 2, 3]
+    assert sorted(failing.called) == results + failed
+    assert len(failed) in {3, 4}
+    assert sorted(results + failed + refused) == list(range(20))
+    assert failing.gauge.most <= 2
+    assert failing.breaker.current_state == "open"
 
 
 # tasks
