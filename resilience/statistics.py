@@ -22,7 +22,7 @@ def statistics_of(
         "limiter_name": name,
         "default_rate_per_s": rate_of(limit),
         "current_global_rate_per_s": rate_of(limit, whole.stretch),
-        "total_requests": whole.calls,
+        "total_requests": whole.calls if limit.window_s else None,  # of calls in flight nobody counts them
         "total_violations": whole.violations + sum(each.violations for each in endpoints.values()),
         "total_wait_time_s": sum(each.waited_us for each in readings.values()) / 1e6,
         "rate_adjustments": whole.adjustments + sum(each.adjustments for each in endpoints.values()),

@@ -13,7 +13,8 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
 
     Celery's own asks the loop for a publication after every event: three a unit, a tenth of a worker's CPU.
     Nothing else publishes them. A full buffer would have a thread of the pool do so, and wait for RabbitMQ's
-    confirmation on a connection that the loop reads from: the one takes the other's, and the worker stands still.
+    confirmation on a connection that the loop reads from: the one takes what is the other's, and both stand
+    still.
     """
 
     def on_send_event_buffered(self) -> None:

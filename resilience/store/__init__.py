@@ -488,9 +488,9 @@ class LimitReading:
 
     `left` is what may start now (of a bucket its burst); `waiting` is weight with a reserved place; `stretch`
     is by how much a bucket is slower than at its best, of that `factor` by hand; `used` counts seats or a
-    window's spending, which ends at `end_us`. Since its statistics began: calls, µs that reserved places
-    waited, 429s, changes of the rate, and the least and the greatest stretch. Its gate: until when, and
-    whether that is a ban.
+    window's spending, which ends at `end_us`. Since its statistics began: calls (except of seats),
+    µs that reserved places waited, 429s (of a bucket its own, else of all who share the gate), changes of the
+    rate, and the least and the greatest stretch. Its gate: until when, and whether that is a ban.
     """
 
     left: float = 0.0

@@ -14,6 +14,7 @@ from resilience.store import (
     Report,
 )
 
+_PACING = {Kind.THROTTLED, Kind.BANNED}
 _SUCCESS = Kind.SUCCESS  # looking it up costs more than the comparison, in Python 3.11
 
 
@@ -21,7 +22,8 @@ _SUCCESS = Kind.SUCCESS  # looking it up costs more than the comparison, in Pyth
 class Gate:
     """Closed from `closed_us` to `until_us`, and until `banned_us` by a ban.
 
-    `strikes` counts the 429s in a row that named no wait, `bans` those that followed each other within a day.
+    `strikes` counts the 429s in a row that named no wait, `bans` those that followed each other within a day,
+    `violations` all of both.
     """
 
     closed_us: int = 0
@@ -29,6 +31,7 @@ class Gate:
     strikes: int = 0
     banned_us: int = 0
     bans: int = 0
+    violations: int = 0
 
     def hear(self, report: Report, now: int) -> bool:
         """Close on a 429 or a ban; say whether it is news of a limit that nobody knew: it named no wait.
@@ -39,10 +42,11 @@ class Gate:
         if report.kind is _SUCCESS:
             self.strikes = 0 if news else self.strikes
             return False
+        if report.kind not in _PACING:
+            return False
+        self.violations += 1
         if report.kind is Kind.BANNED:
             return self._ban(report, now)
-        if report.kind is not Kind.THROTTLED:
-            return False
         if report.retry_after_us is not None:
             self._close(now + max(report.retry_after_us, GATE_LEAST_US), now)
             return False

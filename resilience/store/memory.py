@@ -167,9 +167,7 @@ class MemoryStore:
             for ban in remembered.bans:
                 self._gate(keys.gate(api, ban.sharer)).restore(ban.until_us, ban.count, now)
             for spent in remembered.budgets:
-                kept = self._windows.get(spent.key)
-                if kept is None or kept.begin_us < spent.begin_us:
-                    self._windows[spent.key] = Window.restored(spent)
+                self._windows.setdefault(spent.key, Window(-1, 0)).restore(spent)
 
     def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
         """See `Store.allot`."""
@@ -195,9 +193,10 @@ class MemoryStore:
                 if isinstance(spec, SeatSpec):
                     self._since[spec.api] = now
                 elif isinstance(spec, WindowSpec):
-                    window = self._window(spec, now)
+                    begin, end = spec.bounds(now, now)
+                    window = self._windows.setdefault(spec.key, Window(begin, end))
+                    window.turn(begin, end)
                     window.used = spec.amount
-                    self._windows[spec.key] = window
                 else:
                     bucket = self._buckets.setdefault(spec.key, Bucket(0, 0, self._pace(spec)))
                     empty = now + hold_us + spec.burst_us + spec.slack_us
@@ -371,6 +370,7 @@ class MemoryStore:
         windows = [self._window(spec, now) for spec in request.route.windows]
         for spec, window in zip(request.route.windows, windows, strict=True):
             window.used += math.ceil(request.weight)
+            window.calls += 1
             self._windows[spec.key] = window
         for need in needs:
             need.spend(now, live=request.live)

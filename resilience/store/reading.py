@@ -23,19 +23,24 @@ def reading_of(
     if isinstance(state, Bucket) and isinstance(spec, RateSpec):
         state = replace(state)
         state.heed(gate, spec)
-    return replace(_open(spec, state, now), gate_until_us=until_us, banned=now < gate.banned_us)
+    return replace(_open(spec, state, gate, now), gate_until_us=until_us, banned=now < gate.banned_us)
 
 
-def _open(spec: LimitSpec, state: Bucket | Window | Sequence[int] | None, now: int) -> LimitReading:
+def _open(
+    spec: LimitSpec, state: Bucket | Window | Sequence[int] | None, gate: Gate, now: int
+) -> LimitReading:
     if isinstance(spec, RateSpec):
         assert isinstance(state, Bucket)
         return _of_bucket(spec, state, now)
     if isinstance(spec, SeatSpec):
         taken = sum(end > now for end in state) if isinstance(state, Sequence) else 0
-        return LimitReading(left=spec.seats - taken, used=taken)
+        return LimitReading(left=spec.seats - taken, used=taken, violations=gate.violations)
     begin, end = spec.bounds(now, now)
     used = state.used if isinstance(state, Window) and state.begin_us == begin else 0
-    return LimitReading(left=max(0, spec.amount - used), used=used, end_us=end)
+    calls = state.calls if isinstance(state, Window) else 0
+    return LimitReading(
+        left=max(0, spec.amount - used), used=used, end_us=end, calls=calls, violations=gate.violations
+    )
 
 
 def _of_bucket(spec: RateSpec, bucket: Bucket, now: int) -> LimitReading:

@@ -694,12 +694,14 @@ def _key(route: Route, reason: str, index: int) -> str:
 
 
 def _limit_reading(spec: LimitSpec, gate: list[int], kept: list[bytes], now: int) -> LimitReading:
-    closed = Gate(gate[0], gate[1], banned_us=gate[2])
+    closed = Gate(gate[0], gate[1], banned_us=gate[2], violations=gate[3])
     if isinstance(spec, SeatSpec):
         return reading_of(spec, [int(float(end)) for end in kept], closed, now)
     found = {name.decode(): float(value) for name, value in zip(kept[::2], kept[1::2], strict=True)}
     if isinstance(spec, WindowSpec):
-        window = Window(int(found.get("begin", 0)), 0, int(found.get("used", 0)))
+        window = Window(
+            int(found.get("begin", 0)), 0, int(found.get("used", 0)), calls=int(found.get("calls", 0))
+        )
         return reading_of(spec, window, closed, now)
     pace = Pace(
         found.get("factor", 1.0),

@@ -9,7 +9,7 @@ from resilience.store import LIVE_SEEN_US, Spent, WindowSpec
 @dataclass(slots=True)
 class Window:
     """Weight used since `begin_us`; of a budget no more than `written` may be. Live work was seen at
-    `live_us`.
+    `live_us`; `calls` counts for people, since ever.
     """
 
     begin_us: int
@@ -17,6 +17,7 @@ class Window:
     used: int = 0
     written: int = 0
     live_us: int = 0
+    calls: int = 0
 
     def turn(self, begin: int, end: int) -> None:
         """Start anew when the window is over."""
@@ -51,6 +52,7 @@ class Window:
         """Believe a server that says less is left."""
         self.used = max(self.used, spec.amount - math.floor(remaining))
 
-    @classmethod
-    def restored(cls, spent: Spent) -> "Window":
-        return cls(spent.begin_us, 0, spent.amount, spent.amount)
+    def restore(self, spent: Spent) -> None:
+        """Begin with what was written down, unless it is known better."""
+        if self.begin_us < spent.begin_us:
+            self.begin_us, self.used, self.written = spent.begin_us, spent.amount, spent.amount

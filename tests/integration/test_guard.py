@@ -1088,3 +1088,14 @@ def test_429s_that_are_only_told_of(world):
         waits.append(world.wait(bucket).seconds)
         world.sleep(waits[-1])
     assert waits == [60, 120, 240]
+
+
+@pytest.mark.parametrize(("error", "waits"), [(RateLimitError(), 20), (ServerError(), None)])
+def test_a_wait_in_a_header_that_the_limit_names(world, error, waits):
+    """Of a quota that is used up, a 429 asks to wait until it starts anew; other errors close no gate."""
+    bucket = limit("6000/1m", remaining="X-Left", reset="X-Reset")
+    lease = world.go(bucket)
+    headers = {"X-Left": "0", "X-Reset": "20"}
+    world.settle(lease, CallResult.of(error, latency_s=0.1, headers=headers))
+    verdict = world.wait(bucket)
+    assert (verdict.seconds if verdict.reason == "gate" else None) == waits

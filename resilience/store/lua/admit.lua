@@ -204,7 +204,7 @@ local function start(r)
     keep(seat.key)
   end
   for i, w in ipairs(r.windows) do
-    w.used = w.used + w.cost
+    w.used, w.calls = w.used + w.cost, w.calls + 1
     save_window(w)
     periods[i] = w.begin
   end

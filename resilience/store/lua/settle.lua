@@ -35,9 +35,11 @@ local function hear(gate, call)
     redis.call("HSET", gate.key, "strikes", 0)
     gate.strikes = 0
   elseif kind == "banned" then
+    gate.violations = gate.violations + 1
     cut = hear_ban(gate, call)
     save_gate(gate)
   elseif kind == "throttled" then
+    gate.violations = gate.violations + 1
     if retry_after >= 0 then
       shut(gate, now + math.max(retry_after, GATE_LEAST_US))
     elseif news then

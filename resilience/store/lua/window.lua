@@ -1,6 +1,6 @@
 -- A limit per window of the clock or calendar, or a budget: its hash is read into a table.
 --
--- KEYS   window    hash: begin, used, written, live; times in µs
+-- KEYS   window    hash: begin, used, written, live (times in µs), calls
 -- ARGV   amount, length_us, share, saved, block, cost, ttl_ms; number of edges and each: where windows of the
 --        calendar end, around now (0: every length_us)
 
@@ -15,9 +15,9 @@ local function read_window()
   end
   w.begin = w.begin or now - now % w.length
   w["end"] = w["end"] or w.begin + w.length
-  local kept = redis.call("HMGET", w.key, "begin", "used", "written", "live")
+  local kept = redis.call("HMGET", w.key, "begin", "used", "written", "live", "calls")
   w.missing = not kept[1]
-  w.live = tonumber(kept[4]) or 0
+  w.live, w.calls = tonumber(kept[4]) or 0, tonumber(kept[5]) or 0
   local is_current = tonumber(kept[1]) == w.begin
   w.used = is_current and tonumber(kept[2]) or 0
   w.written = is_current and tonumber(kept[3]) or 0
@@ -25,7 +25,8 @@ local function read_window()
 end
 
 local function save_window(w)
-  redis.call("HSET", w.key, "begin", w.begin, "used", w.used, "written", w.written, "live", w.live)
+  redis.call("HSET", w.key, "begin", w.begin, "used", w.used, "written", w.written, "live", w.live,
+    "calls", w.calls)
   keep(w.key, math.max(w.ttl, math.ceil((w["end"] - now) / 1000) + DAY_MS))
 end
 
