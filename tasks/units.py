@@ -293,14 +293,17 @@ class Delivery:
             store.move_cursor(connection, self.endpoint.full_name, self.unit.symbol, value)
 
     def settle(self) -> None:
-        """Tell the guard that the call went well; the next page is admitted in the same round trip."""
+        """Tell the guard that the call went well; the next page is admitted in the same round trip.
+
+        A Redis that is away does not undo what is stored.
+        """
         result = CallResult.of(None, latency_s=self._latency_s(), headers=self._headers())
         lease, self.lease = self.lease, None
         assert lease is not None
         if self.done:
-            settle_quietly(lease, result)
+            guard().settle_quietly(lease, result)
         elif self._slice_is_over():
-            settle_quietly(lease, result)
+            guard().settle_quietly(lease, result)
             raise SliceOver
         else:
             _, verdict = guard().settle_and_admit(lease, result, self.ask)
@@ -314,7 +317,7 @@ class Delivery:
         retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
         result = CallResult.of(error, latency_s=self._latency_s(), headers=self._headers())
         logger.debug("call failed: %s (retry after %s s)", error, retry_after_s)
-        settle_quietly(lease, result)
+        guard().settle_quietly(lease, result)
 
     def _slice_is_over(self) -> bool:
         """A slice starts no call that could outlast it."""
@@ -331,14 +334,6 @@ class Delivery:
         """What goes to the chord: small, and the same however often the unit is delivered."""
         outcome = Outcome.STORED if self.records else Outcome.EMPTY
         return {"unit": self.claim.n, "outcome": outcome.value, "records": self.records}
-
-
-def settle_quietly(lease: Lease, result: CallResult) -> None:
-    """Settle; a Redis that is away must not undo what is stored: permits and leases end by themselves."""
-    try:
-        guard().settle(lease, result)
-    except StoreUnavailableError as error:
-        logger.warning("the guard did not hear how a call went: %s", error)
 
 
 class UnitTask(Task):  # type: ignore[misc]
