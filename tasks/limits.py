@@ -26,6 +26,10 @@ from tasks.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
+# An answer of Redis that comes later counts as none: then each process keeps to its share of the limits. When
+# Redis is back, the whole fleet waits for as long, and three seconds more, until every process has found it.
+ANSWERS_WITHIN_S = 2.0
+
 # What one call in flight is taken to last when a wave is sized; only the size of a wave depends on it.
 TYPICAL_CALL_S = 0.5
 
@@ -47,9 +51,14 @@ def announce(told: Transition) -> None:
 @lru_cache(maxsize=4)
 def _guard_of(url: str, pid: int) -> Guard:
     del pid  # connections are not shared with a forked child
-    shared = RedisStore(url, recall=recall)
-    sharing = SharingStore(shared, lambda: heartbeat.processes(get_settings().gone_after_s), recall=recall)
+    shared = RedisStore(url, recall=recall, timeout_s=ANSWERS_WITHIN_S)
+    sharing = SharingStore(shared, _processes, recall=recall, answers_within_s=ANSWERS_WITHIN_S)
     return Guard(sharing, SqlLedger())
+
+
+def _processes() -> int:
+    """How many share the limits while Redis is away."""
+    return heartbeat.processes(get_settings().gone_after_s)
 
 
 def guard() -> Guard:

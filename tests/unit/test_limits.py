@@ -10,6 +10,7 @@ from resilience.guard import Guard
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store import Route
+from resilience.store.away import RETRY_S
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 from tasks import limits
@@ -82,6 +83,14 @@ def test_what_is_packed_for_a_route_goes_with_it():
         store._wire(Route("a", (), (rate,), (), None))
     gc.collect()
     assert len(store._wires) <= 1
+
+
+def test_the_fleet_waits_for_as_long_as_redis_may_take(some_redis):
+    """A process that is still waiting for an answer when Redis is back has to find that out before others call."""
+    sharing = limits.guard().store
+    longest_s = sharing.shared._timeout_s
+    assert longest_s == limits.ANSWERS_WITHIN_S
+    assert sharing.hold_us >= (longest_s + RETRY_S) * 1e6
 
 
 @pytest.mark.parametrize(
