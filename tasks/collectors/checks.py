@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from sqlalchemy import Table, UniqueConstraint
 
 from resilience.errors import ConfigurationError
-from resilience.policy import Limit
+from resilience.policy import Limit, Per
 from tasks.collectors.paging import Bars, Cursor, Paging
 from tasks.collectors.rows import FILLED_BY_STORE, kind_of
 
 BreakerPer = Literal["endpoint", "api"]
+SHARERS = get_args(get_args(Per)[0])
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,40}$")
 
@@ -41,6 +42,22 @@ def breaker_per(api: str, levels: Sequence[BreakerPer]) -> tuple[BreakerPer, ...
             f"{api}: breaker_per is {levels!r}, but has to be a list of {' and '.join(known)}"
         )
     return tuple(levels)
+
+
+def limits(declared: str, given: Iterable[Limit]) -> tuple[Limit, ...]:
+    """Limits, each of which is shared by somebody: a known word, or a function that says who."""
+    found = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(each, Limit) for each in found):
+        raise ConfigurationError(
+            f"{declared}: limits is {given!r}, but has to be a list like [Limit('60/1m')]"
+        )
+    for each in found:
+        if not callable(each.per) and each.per not in SHARERS:
+            raise ConfigurationError(
+                f"{declared}: limit {each.spec!r} is per {each.per!r}; it is per {', '.join(SHARERS)}, "
+                "or what a function of the symbol says"
+            )
+    return found
 
 
 def base_url(api: str, url: str) -> None:

@@ -68,7 +68,7 @@ class Api:
         checks.base_url(name, base_url)
         self.name = name
         self.base_url = base_url.rstrip("/")
-        self.limits = tuple(limits)
+        self.limits = checks.limits(name, limits)
         self.rules = tuple(rules)
         self.auth = auth
         self.headers = MappingProxyType(dict(headers or {}))
@@ -132,7 +132,7 @@ class Api:
                 every=duration(every, f"{self.name}.{name}: every") if every is not None else None,
                 catch_up=catch_up,
                 overlap=overlap,
-                limits=tuple(limits),
+                limits=checks.limits(f"{self.name}.{name}", limits),
                 rows=rows,
                 on_open=on_open,
             )
@@ -160,8 +160,9 @@ class Api:
         """The same collector with an installation's settings laid over it; this one stays as it is.
 
         Each text of `limits` changes the amount of the next declared limit of its kind (per window, or at
-        once); limits that none speaks of stay. `breaker` and `retry` change single values of the policies,
-        `endpoints` the `symbols` and `every` of each. Raises ConfigurationError for anything else.
+        once), and a burst above it comes down to it; limits that none speaks of stay. `breaker` and `retry`
+        change single values of the policies, `endpoints` the `symbols` and `every` of each. Raises
+        ConfigurationError for anything else.
         """
         changed = copy(self)
         checks.base_url(self.name, base_url or self.base_url)
@@ -223,7 +224,19 @@ def _limits(declared: Iterable[Limit], given: Iterable[str]) -> tuple[Limit, ...
         wanted = Limit(text, per=limits[0].per if limits else "api")
         if there := places.get(_sort(wanted)):
             place = there.pop(0)
-            limits[place] = replace(limits[place], spec=text)
+            limits[place] = _amended(limits[place], wanted)
         else:
             limits.append(wanted)
     return tuple(limits)
+
+
+def _amended(limit: Limit, wanted: Limit) -> Limit:
+    """The limit with another amount; its burst and the bounds of its rate come along where they have to."""
+    rate = wanted.amount / wanted.window_s if wanted.window_s else 0.0
+    return replace(
+        limit,
+        spec=wanted.spec,
+        burst=None if limit.burst is None else min(limit.burst, wanted.amount),
+        min_rate=None if limit.min_rate is None else min(limit.min_rate, rate),
+        max_rate=None if limit.max_rate is None else max(limit.max_rate, rate),
+    )

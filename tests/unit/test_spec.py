@@ -173,6 +173,13 @@ WRONG = [
     ({"weight": 6, "limits": [Limit("5/1m")]}, "weight is 6, more than limit '5/1m'"),
     ({"weight": lambda unit: 1}, "weight_max has to say"),
     ({"weight": lambda unit: 1, "weight_max": 200}, "weight is 200, more than limit '100/1m'"),
+    (
+        {"limits": [Limit("5/1m"), Limit("9/1h", per="galaxy")]},
+        "limit '9/1h' is per 'galaxy'; it is per api, ip, account, endpoint, symbol, or what a function",
+    ),
+    ({"limits": [Limit("5/1m", per=None)]}, "limit '5/1m' is per None; it is per api"),
+    ({"limits": ["5/1m"]}, r"limits is \['5/1m'\], but has to be a list like"),
+    ({"limits": Limit("5/1m")}, r"limits is Limit\(.*, but has to be a list like"),
     ({"every": "often"}, "orders: every is 'often'"),
     ({"every": timedelta(0)}, "orders: every is"),
     ({"on_open": "wait"}, "on_open is 'wait'; it is one of skip, park"),
@@ -214,6 +221,10 @@ def test_a_wrong_declaration_says_what_is_wrong(options, said):
         (lambda: Api("shop", "https://user:secret@x"), "shop: base_url"),
         (lambda: Api("shop", "https://x?key=secret"), "shop: base_url"),
         (lambda: Api("shop", "https://x", timeout="soon"), "shop: timeout is 'soon'"),
+        (
+            lambda: shop(limits=[Limit("9/1h", per="galaxy")]),
+            "^shop: limit '9/1h' is per 'galaxy'; it is per",
+        ),
         (lambda: Rule("odd", status=400), "Rule.outcome is 'odd'; it is one of rate_limited"),
         (lambda: Rule("banned"), r"Rule\('banned'\) needs `status` or `body`"),
         (lambda: Rule("banned", body="("), "no regular expression"),
@@ -231,6 +242,23 @@ def test_other_mistakes(make, said):
         make()
     assert "secret!" not in str(caught.value)
     assert "user:secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "changed"),
+    [
+        (Limit("100/1m", burst=20), "50/1m", Limit("50/1m", burst=20)),
+        (Limit("100/1m", burst=20), "5/1m", Limit("5/1m", burst=5)),
+        (Limit("100/1m"), "1/1m", Limit("1/1m")),
+        (Limit("100/1m", algorithm="window"), "5/1m", Limit("5/1m", algorithm="window")),
+        (Limit("10/1s", adaptive=True, min_rate=4), "2/1s", Limit("2/1s", adaptive=True, min_rate=2)),
+        (Limit("10/1s", adaptive=True, max_rate=20), "30/1s", Limit("30/1s", adaptive=True, max_rate=30)),
+        (Limit("9 at once"), "3 at once", Limit("3 at once")),
+    ],
+)
+def test_what_is_counted_inside_a_limit_follows_its_amount(declared, text, changed):
+    """An installation that changes the amount alone need not know what else was declared."""
+    assert shop(limits=[declared]).with_overrides(limits=[text]).limits == (changed,)
 
 
 def test_a_parse_function_takes_row_and_unit():
