@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pybreaker
 
-from resilience.errors import CircuitOpenError, ConfigurationError, PenstockError
+from resilience.errors import CircuitOpenError, ConfigurationError, PenstockError, Scope
 from resilience.guard import (
     Ask,
     CallResult,
@@ -90,6 +90,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
     policy's `permit_lease` no longer counts as a probe. A coroutine function is decorated as one, and the
     store is awaited before and after its call.
 
+    `scope` is for circuits of one symbol or account: such a circuit counts the errors that speak of it, which
+    say nothing to those of the service, and no others.
+
     Where the store is away, asking for a call raises `StoreUnavailableError`; after a call that is only
     logged, so that its result or its error is what the caller gets.
     """
@@ -107,6 +110,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         policy: BreakerPolicy | None = None,
         api: str = "local",
         store: Store | None = None,
+        scope: Scope = Scope.SERVICE,
     ) -> None:
         # The parent's __init__ asks for the state: a round trip at import. Its fields are set here instead.
         self._lock = threading.RLock()
@@ -118,7 +122,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         named = {"fail_max": fail_max, "reset_timeout": reset_timeout, "success_threshold": success_threshold}
         if policy is not None and any(value is not None for value in named.values()):
             raise ConfigurationError("a CircuitBreaker takes either policy= or pybreaker's names, not both")
-        self.api = api
+        self.api, self.scope = api, scope
         self.guard = Guard(store or MemoryStore())
         self._ask = Ask(api, (self,), (), gate=None)  # a 429 holds back who shares a limit; here is none
         self._policy = policy or _policy_from(fail_max, reset_timeout, success_threshold)
@@ -397,7 +401,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         held = self._take_held()
         lease = held.lease if held else self.guard.unasked(self._ask)
         latency_s = time.perf_counter() - held.began if held else 0.0
-        return lease, replace(CallResult.of(error, latency_s=latency_s), kind=kind)
+        result = replace(CallResult.of(error, latency_s=latency_s), kind=kind)
+        return lease, result if error else replace(result, scope=self.scope)
 
     @contextlib.contextmanager
     def _settling(self, lease: Lease) -> Iterator["_Outcome"]:
@@ -462,7 +467,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         self._respec()
 
     def _respec(self) -> None:
-        self.spec = _spec(self.api, self.circuit, self._policy)
+        self.spec = _spec(self.api, self.circuit, self._policy, self.scope)
 
 
 class _Outcome:
@@ -471,7 +476,7 @@ class _Outcome:
     handed_over = False
 
 
-def _spec(api: str, circuit: str, policy: BreakerPolicy) -> CircuitSpec:
+def _spec(api: str, circuit: str, policy: BreakerPolicy, scope: Scope) -> CircuitSpec:
     return CircuitSpec(
         api,
         circuit,
@@ -491,6 +496,7 @@ def _spec(api: str, circuit: str, policy: BreakerPolicy) -> CircuitSpec:
         throttles=policy.rate_limited_trips or 0,
         throttles_fail=policy.count_rate_limited,
         strict=policy.reopen_on == "first_failure",
+        scope=scope,
     )
 
 

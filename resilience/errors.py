@@ -41,7 +41,9 @@ T = TypeVar("T")
 
 
 class Scope(StrEnum):
-    """What an error says something about. Only `service` errors are counted by a circuit."""
+    """What an error says something about. A circuit counts `service` errors, unless it is made for another
+    scope.
+    """
 
     NONE = "none"
     SYMBOL = "symbol"

@@ -176,6 +176,7 @@ class CallResult:
     headers: Mapping[str, str] | None = field(default=None, repr=False)
     error: str | None = None
     cause: BaseException | None = field(default=None, repr=False)
+    scope: Scope = Scope.NONE
 
     @classmethod
     def of(
@@ -189,6 +190,7 @@ class CallResult:
             headers,
             None if error is None else type(error).__name__,
             error,
+            error.scope if isinstance(error, PenstockError) else Scope.NONE,
         )
 
 
@@ -412,6 +414,7 @@ def _report(lease: Lease, result: CallResult) -> Report:
         None if retry_after_s is None else round(retry_after_s * 1e6),
         tuple(_told(quotas)) if quotas else (),
         round(result.latency_s * 1e6),
+        result.scope,
     )
 
 

@@ -127,6 +127,9 @@ class Limit:
     429 that names no wait, slower while answers take over 2 s. It never passes the spec, or `max_rate` where
     that is higher, and never goes below `min_rate` or a sixteenth of the spec (both in weight per second).
 
+    A 429 that names no wait closes the limit for `default_retry_after`, and twice as long each time that they
+    go on, up to `default_retry_after_max`; an adaptive rate is multiplied by `cut`.
+
     `on_store_away` says what holds while the shared store does not answer: `"share"`, each process keeps to
     its part of the limit; `"stop"`, nothing starts.
     """
@@ -145,6 +148,9 @@ class Limit:
     max_rate: float | None = None
     headers: Dialect | None = None
     on_store_away: Literal["share", "stop"] = "share"
+    default_retry_after: timedelta = timedelta(seconds=60)
+    default_retry_after_max: timedelta = timedelta(minutes=15)
+    cut: float = 0.5
 
     def __post_init__(self) -> None:
         if not (_RATE.fullmatch(self.spec) or _AT_ONCE.fullmatch(self.spec)):
@@ -165,8 +171,19 @@ class Limit:
             yield ": give `headers`, or the names of single headers"
         if self.on_store_away not in {"share", "stop"}:
             yield f": on_store_away is {self.on_store_away!r}, but has to be share or stop"
+        yield from self._problems_of_waits()
         yield from self._problems_of_kind()
         yield from self._problems_of_rates()
+
+    def _problems_of_waits(self) -> Iterator[str]:
+        first, most = self.default_retry_after, self.default_retry_after_max
+        if not MOMENT <= first <= most <= AGES:
+            yield (
+                f": default_retry_after is {first} and default_retry_after_max {most}, but both have to lie "
+                "in 1 ms … 366 days, the second not below the first"
+            )
+        if not 0 < self.cut <= 1:
+            yield f": cut is {self.cut}, but has to lie in 0 … 1: what a 429 leaves of the rate"
 
     def _problems_of_kind(self) -> Iterator[str]:
         if self.algorithm not in {None, *get_args(Algorithm)}:

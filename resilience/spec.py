@@ -19,7 +19,7 @@ def spec_of(limit: Limit, *, name: str, api: str, key: str, weight_max: float, l
     """The limit as one sharer (`key`) has it."""
     match limit.kind:
         case "concurrency":
-            return SeatSpec(api, name, key, limit.amount, lease // _US, _stops(limit))
+            return SeatSpec(api, name, key, limit.amount, lease // _US, _stops(limit), *_strikes(limit))
         case "bucket":
             return _bucket(limit, name, api, key, weight_max)
         case _:
@@ -49,11 +49,17 @@ def _bucket(limit: Limit, name: str, api: str, key: str, weight_max: float) -> R
         start,
         max(start, declared * start / least) if limit.adaptive else start,
         _stops(limit),
+        *_strikes(limit),
+        1 / limit.cut,
     )
 
 
 def _stops(limit: Limit) -> bool:
     return limit.on_store_away == "stop"
+
+
+def _strikes(limit: Limit) -> tuple[int, int]:
+    return limit.default_retry_after // _US, limit.default_retry_after_max // _US
 
 
 def _window(limit: Limit, name: str, api: str, key: str) -> WindowSpec:
@@ -67,6 +73,8 @@ def _window(limit: Limit, name: str, api: str, key: str) -> WindowSpec:
         saved=limit.kind == "budget",
         calendar=_calendar(limit) if limit.calendar else None,
         stops=_stops(limit),
+        strike_us=limit.default_retry_after // _US,
+        strike_max_us=limit.default_retry_after_max // _US,
     )
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+from resilience.errors import Scope
 from resilience.store import keys
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class CircuitSpec:
     throttles: int = 0
     throttles_fail: bool = False
     strict: bool = False
+    scope: Scope = Scope.SERVICE  # errors that speak of something else say nothing to it
 
     @cached_property
     def key(self) -> str:
@@ -117,6 +119,9 @@ class RateSpec:
     start: float = 1.0  # the rate is the bucket's own divided by a stretch: where it begins,
     most: float = 1.0  # … and how slow it may get
     stops: bool = False  # while the store is away, instead of sharing
+    strike_us: int = GATE_FIRST_US
+    strike_max_us: int = GATE_MOST_US
+    cut: float = 2.0  # by how much it gets slower at a 429 that names no wait
 
     @cached_property
     def key(self) -> str:
@@ -139,6 +144,8 @@ class SeatSpec:
     seats: int
     lease_us: int
     stops: bool = False
+    strike_us: int = GATE_FIRST_US
+    strike_max_us: int = GATE_MOST_US
 
     @cached_property
     def key(self) -> str:
@@ -169,6 +176,8 @@ class WindowSpec:
     saved: bool = False
     calendar: Callable[[int], tuple[int, ...]] | None = None
     stops: bool = False
+    strike_us: int = GATE_FIRST_US
+    strike_max_us: int = GATE_MOST_US
 
     @cached_property
     def key(self) -> str:
@@ -241,6 +250,19 @@ class Route:
     def gates(self) -> tuple[str, ...]:
         """Whom a 429 silences, and after them whom only a ban does."""
         return tuple(dict.fromkeys((*self._sharers, *self.banned)))
+
+    @cached_property
+    def strikes(self) -> tuple[tuple[int, int], ...]:
+        """For how long a 429 that names no wait closes each gate at first, and at most."""
+        limits: tuple[LimitSpec, ...] = (*self.rates, *self.seats, *self.windows)
+        found = [[spec for spec in limits if spec.sharer == sharer] for sharer in self.gates]
+        return tuple(
+            (
+                max((spec.strike_us for spec in specs), default=GATE_FIRST_US),
+                max((spec.strike_max_us for spec in specs), default=GATE_MOST_US),
+            )
+            for specs in found
+        )
 
     @cached_property
     def is_adaptive(self) -> bool:
@@ -398,7 +420,8 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a granted call ended (a latency of 0 is not known), and what the server said of its limits.
+    """How a granted call ended (a latency of 0 is not known), what the server said of its limits, and what
+    its error speaks of.
 
     A grant whose eras are -1 was never asked for: the call counts for the circuits as they stand, and as a
     probe where a permit is free.
@@ -409,6 +432,13 @@ class Report:
     retry_after_us: int | None = None
     told: tuple[Told, ...] = ()
     latency_us: int = 0
+    scope: Scope = Scope.NONE
+
+    def kind_for(self, circuit: CircuitSpec) -> Kind:
+        """How the call ended for this circuit: that of a symbol or account counts what speaks of it."""
+        if circuit.scope is Scope.SERVICE or self.kind is Kind.SUCCESS:
+            return self.kind
+        return Kind.FAILURE if self.scope is circuit.scope else Kind.IGNORED
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Pace:
             return
         before = self.stretch(spec, now)
         if cut:
-            self.cut = min((self.cut or spec.start) * 2, spec.most)
+            self.cut = min((self.cut or spec.start) * spec.cut, spec.most)
             self.step_us = now
         if report.kind in {Kind.THROTTLED, Kind.BANNED}:
             self.cut_us = now

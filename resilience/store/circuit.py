@@ -228,7 +228,7 @@ class Call(NamedTuple):
         grant = report.grant
         return cls(
             grant.request.id,
-            report.kind,
+            report.kind_for(spec),
             grant.started_us,
             grant.eras[index],
             grant.permits[index],

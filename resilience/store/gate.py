@@ -6,9 +6,7 @@ from resilience.store import (
     BAN_FIRST_US,
     BAN_MOST_US,
     DAY_US,
-    GATE_FIRST_US,
     GATE_LEAST_US,
-    GATE_MOST_US,
     Closed,
     Kind,
     Report,
@@ -33,7 +31,7 @@ class Gate:
     bans: int = 0
     violations: int = 0
 
-    def hear(self, report: Report, now: int) -> bool:
+    def hear(self, report: Report, now: int, strike_us: int, strike_max_us: int) -> bool:
         """Close on a 429 or a ban; say whether it is news of a limit that nobody knew: it named no wait.
 
         The calls that were in flight when it closed tell nothing new.
@@ -51,7 +49,7 @@ class Gate:
             self._close(now + max(report.retry_after_us, GATE_LEAST_US), now)
             return False
         if news:
-            self._close(now + min(GATE_FIRST_US * 2**self.strikes, GATE_MOST_US), now)
+            self._close(now + min(strike_us * 2**self.strikes, strike_max_us), now)
             self.strikes = min(self.strikes + 1, 10)
         return news
 

@@ -3,6 +3,7 @@
 It forgets everything when the process ends, and other processes know nothing of it.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -413,10 +414,11 @@ class MemoryStore:
         if report.kind not in _TELLING:
             return (), cut
         concerned = None if report.kind is Kind.BANNED else route.heard
-        for sharer, key in zip(route.gates[:concerned], route.gate_keys[:concerned], strict=True):
+        concerned_by = zip(route.gates, route.gate_keys, route.strikes, strict=True)
+        for sharer, key, strikes in itertools.islice(concerned_by, concerned):
             gate = self._gate(key)
             banned = gate.banned_us
-            if gate.hear(report, now):
+            if gate.hear(report, now, *strikes):
                 cut.add(sharer)
             if gate.banned_us != banned:
                 bans.append(Ban(sharer, gate.banned_us, gate.bans))

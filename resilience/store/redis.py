@@ -76,8 +76,6 @@ _CONSTANTS = (
     "PERMIT_WAIT_US",
     "SEAT_WAIT_US",
     "GATE_LEAST_US",
-    "GATE_FIRST_US",
-    "GATE_MOST_US",
     "EVENTS_KEPT",
     "BAN_FIRST_US",
     "BAN_MOST_US",
@@ -174,7 +172,8 @@ class _Wire:
         self.seats = _flat(
             (len(route.gates), len(seats)), *((spec.seats, spec.lease_us) for spec in route.seats)
         )
-        self.sizes, self.banned_sizes = _pack(route.heard, len(seats)), _pack(len(route.gates), len(seats))
+        self.sizes = _gates(route.strikes[: route.heard]).and_(_pack(len(seats)))
+        self.banned_sizes = _gates(route.strikes).and_(_pack(len(seats)))
         longest_us = max((spec.window_us for spec in route.rates), default=0)
         longest_us = max(longest_us, *[spec.length_us for spec in route.windows], 0)
         self.since_ttl = _pack(max(8 * _DAY_MS, 2 * longest_us // 1000))
@@ -539,6 +538,10 @@ def _policy(spec: CircuitSpec) -> tuple[int, str]:
     return spec.window_us // SLICES, " ".join(map(str, terms))
 
 
+def _gates(strikes: Sequence[tuple[int, int]]) -> _Packed:
+    return _flat((len(strikes),), *strikes)
+
+
 def _bucket(route: Route, spec: RateSpec, weight: float) -> tuple[float, ...]:
     gate, cost = route.gates.index(spec.sharer) + 1, cost_of(spec, weight)
     return gate, cost, spec.burst_us, spec.slack_us, spec.share, _ttl_ms(spec.window_us), spec.start
@@ -570,7 +573,9 @@ def _paces(wire: _Wire, report: Report) -> _Packed:
         said = told.get(spec)
         wanted = (spread_of(spec, said), said.reset_us) if said and said.reset_us else (0, 0)
         gate = gates.index(spec.sharer) + 1
-        terms.append((spec.start, gate, int(spec.adaptive), spec.most, *wanted, _ttl_ms(spec.window_us)))
+        terms.append(
+            (spec.start, gate, int(spec.adaptive), spec.most, spec.cut, *wanted, _ttl_ms(spec.window_us))
+        )
     return _flat((len(terms),), *terms)
 
 
@@ -629,10 +634,15 @@ def _marks(route: Route, report: Report) -> _Packed:
     grant = report.grant
     return _pack(
         *[
-            4 * (era + 1) + 2 * is_slow(spec, report) + permit
+            16 * (era + 1) + _told_to(spec, report) + 2 * is_slow(spec, report) + permit
             for spec, era, permit in zip(route.circuits, grant.eras, grant.permits, strict=True)
         ]
     )
+
+
+def _told_to(spec: CircuitSpec, report: Report) -> int:
+    kind = report.kind_for(spec)
+    return 0 if kind is report.kind else 4 if kind is Kind.FAILURE else 8
 
 
 def _released(grant: Grant) -> tuple[_Packed, _Packed]:

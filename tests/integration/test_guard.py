@@ -7,7 +7,16 @@ from functools import partial
 import pytest
 
 from resilience.breaker import CircuitBreaker
-from resilience.errors import ConfigurationError, DatabaseError, NotFoundError, RateLimitError, ServerError
+from resilience.errors import (
+    ConfigurationError,
+    DatabaseError,
+    InvalidCredentialsError,
+    NotFoundError,
+    RateLimitError,
+    Scope,
+    ServerError,
+    ValidationError,
+)
 from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Refuse, Wait
 from resilience.guard_async import AsyncGuard
 from resilience.limiter import RateLimiter
@@ -1099,3 +1108,50 @@ def test_a_wait_in_a_header_that_the_limit_names(world, error, waits):
     world.settle(lease, CallResult.of(error, latency_s=0.1, headers=headers))
     verdict = world.wait(bucket)
     assert (verdict.seconds if verdict.reason == "gate" else None) == waits
+
+
+def test_circuits_of_a_symbol_and_an_account(world):
+    """Each counts the errors that speak of it, and no others; the endpoint's counts neither."""
+    endpoint = world.circuit(failures=2)
+    symbol, account = (
+        CircuitBreaker(
+            name=scope, api="binance", policy=BreakerPolicy(failures=2), store=world.store, scope=scope
+        )
+        for scope in (Scope.SYMBOL, Scope.ACCOUNT)
+    )
+    every = (endpoint, symbol, account)
+
+    def states():
+        return [world.state(each) for each in every]
+
+    def fail(error, *circuits):
+        for _ in range(2):
+            world.call(*circuits, result=CallResult.of(error, latency_s=0.1))
+
+    fail(ValidationError(), *every)
+    assert states() == [CLOSED, OPEN, CLOSED]
+    fail(InvalidCredentialsError(), endpoint, account)
+    assert states() == [CLOSED, OPEN, OPEN]
+    symbol.reset()
+    account.reset()
+    fail(ServerError(), *every)
+    assert states() == [OPEN, CLOSED, CLOSED]
+
+
+def test_each_documents_waits_for_a_429(world):
+    """How long one that names no wait closes the gate, at first and at most, and what it leaves of a rate."""
+    bucket = limit(
+        "100/10s",
+        adaptive=True,
+        default_retry_after=timedelta(seconds=4),
+        default_retry_after_max=timedelta(seconds=10),
+        cut=0.25,
+    )
+    waits, rates = [], []
+    for _ in range(3):
+        world.settle(world.go(bucket), CallResult.of(RateLimitError(), latency_s=0.1))
+        waits.append(world.wait(bucket).seconds)
+        rates.append(1 / world.store.limits([bucket.spec])[0].stretch)
+        world.sleep(waits[-1] + 60)
+    assert waits == [4, 8, 10]
+    assert rates == pytest.approx([0.25, 0.0625, 0.0625])  # a sixteenth is the least

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from resilience.breaker import CircuitBreaker
+from resilience.errors import Scope
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
 from resilience.store import (
@@ -70,8 +71,8 @@ DECIDED = {
 }
 
 
-def circuit(name, policy):
-    return CircuitBreaker(name=name, api="a", policy=policy).spec
+def circuit(name, policy, scope=Scope.SERVICE):
+    return CircuitBreaker(name=name, api="a", policy=policy, scope=scope).spec
 
 
 def limit(spec, *, key="ip", weight_max=1, lease=5, **words):
@@ -86,13 +87,22 @@ CIRCUITS = (
     circuit("plain", PLAIN),
     circuit("strict", STRICT),
     circuit("counting", COUNTING),
+    circuit("symbol", SHORT, Scope.SYMBOL),
 )
 QUICK = limit("10/1s", key="account")
 HEAVY = limit("100/1m", weight_max=3, used="X-Used", reserve=0.3)
 BURSTY = limit("50/10s", burst=10, remaining="X-Left", reserve=0.5)
 TWO = limit("2 at once", key="account")
 GUESSED = limit("40/10s", key="account", adaptive=True, remaining="X-Left", min_rate=0.5)
-GROWING = limit("20/10s", key="other", adaptive=True, max_rate=5)
+GROWING = limit(
+    "20/10s",
+    key="other",
+    adaptive=True,
+    max_rate=5,
+    cut=0.7,
+    default_retry_after=timedelta(seconds=3),
+    default_retry_after_max=timedelta(seconds=9),
+)
 MINUTE = limit("30/1m", algorithm="window", used="X-Used", reserve=0.5, weight_max=3)
 SECOND = limit("4/1s", key="account", algorithm="window")
 DAY = limit("70/1d", midnight="America/New_York", reserve=0.2, weight_max=3)
@@ -140,6 +150,7 @@ reports = st.tuples(
     st.sampled_from([None, None, 0, 500_000, 3_000_000]),
     st.lists(quotas, max_size=3),
     st.sampled_from([0, 1000, 600_000, 1_000_000, 1_000_001, 2_500_000]),
+    st.sampled_from([Scope.NONE, Scope.SERVICE, Scope.SYMBOL]),
 )
 asks = st.tuples(
     st.sampled_from(ROUTES),
@@ -334,8 +345,8 @@ class BothStores(RuleBasedStateMachine):
             grant = Grant(
                 self.request(route, 1, live=True, age=None, patience_us=0), 0, (-1,), (False,), (), ()
             )
-            kind, retry_after_us, _, latency_us = report
-            self.both("settle", Report(grant, kind, retry_after_us, (), latency_us))
+            kind, retry_after_us, _, latency_us, scope = report
+            self.both("settle", Report(grant, kind, retry_after_us, (), latency_us, scope))
 
     @rule()
     def look(self):
@@ -379,7 +390,7 @@ class BothStores(RuleBasedStateMachine):
             weight = 1
         return Request(route, f"call-{self.count}", weight, live, ticket, patience_us, self.ledger)
 
-    def report(self, kind, retry_after_us, quotas, latency_us):
+    def report(self, kind, retry_after_us, quotas, latency_us, scope=Scope.NONE):
         grant = self.leases.popleft()
         limits = (*grant.request.route.rates, *grant.request.route.windows)
         told = [
@@ -387,7 +398,7 @@ class BothStores(RuleBasedStateMachine):
             for index, (remaining, reset_us) in enumerate(quotas[: len(limits)])
             if remaining is not None
         ]
-        return Report(grant, kind, retry_after_us, tuple(told), latency_us)
+        return Report(grant, kind, retry_after_us, tuple(told), latency_us, scope)
 
     def take(self, request, answer):
         if isinstance(answer, Grant):

@@ -1,7 +1,8 @@
 -- What a circuit learns from a call's end (circuit.lua): it counts, opens, and closes again.
 --
--- ARGV   marks for each circuit: (era + 1) · 4 + 2 if the call was slow + 1 if it held a permit;
---        era -1 is a call that did not ask before
+-- ARGV   marks for each circuit: (era + 1) · 16 + told · 4 + 2 if the call was slow + 1 if it held a permit;
+--        era -1 is a call that did not ask before; told is 0 where the call's kind holds for the circuit, 1 where
+--        it has failed, 2 where it says nothing: its error speaks of something else
 
 local function open(c, reason, call, changes)
   local recovering = c.state == "half_open" or slowdown(c) > 1
@@ -21,10 +22,10 @@ local function throttled_for_long(c, call)
 end
 
 -- Whether the call failed; nil where it says nothing about the service.
-local function has_failed(c, call)
-  if call.kind == "success" then return false end
-  if call.kind == "failure" then return true end
-  if call.kind ~= "throttled" then return nil end
+local function has_failed(c, call, kind)
+  if kind == "success" then return false end
+  if kind == "failure" then return true end
+  if kind ~= "throttled" then return nil end
   if call.retry_after < 0 or policy(c).throttles_fail == 1 or throttled_for_long(c, call) then return true end
 end
 
@@ -88,11 +89,14 @@ local function is_current(c, id, era, permit)
   return c.state ~= "half_open" or free_permits(c) > 0
 end
 
+local TOLD = {"failure", "ignored"}
+
 local function learn(c, call, marks, changes)
-  local era, permit, slow = math.floor(marks / 4) - 1, marks % 2 == 1, marks % 4 > 1
+  local era, permit, slow = math.floor(marks / 16) - 1, marks % 2 == 1, marks % 4 > 1
+  local kind = TOLD[math.floor(marks / 4) % 4] or call.kind
   local current = is_current(c, call.id, era, permit)
-  if call.kind == "throttled" and not current then return end
-  local failed = has_failed(c, call)
+  if kind == "throttled" and not current then return end
+  local failed = has_failed(c, call, kind)
   if failed == nil then return end
   if not current then
     if not c.missing then redis.call("HINCRBY", c.key, failed and "failed" or "succeeded", 1) end

@@ -3,9 +3,10 @@
 -- KEYS      events; circuit and permits for each circuit; each gate (gate.lua) that is concerned; each sorted set of
 --           seats; each bucket whose pace learns; each window and each bucket the server told something of
 -- ARGV      id, kind, started_us (0: unknown), retry_after_us (-1: none named), latency_us (0: unknown); number of circuits and
---           each (circuit.lua); marks for each (learn.lua); number of gates; number of sets of seats; number of
---           buckets that learn and for each: start, index of its gate, adaptive, most, the stretch that the
---           server's headers want (0: none), reset_us, ttl_ms; number of windows that were told of and for each:
+--           each (circuit.lua); marks for each (learn.lua); number of gates and for each: for how long a 429 that
+--           names no wait closes it at first, and at most (µs); number of sets of seats; number of buckets that learn
+--           and for each: start, index of its gate, adaptive, most, by how much such a 429 makes it slower, the
+--           stretch that the server's headers want (0: none), reset_us, ttl_ms; number of windows that were told of and for each:
 --           the window (window.lua), used at least; number of buckets, and for each: how far from now it is used
 --           up in µs, slack_us, ttl_ms
 -- returns   {now, changes, bans}; changes: index, old, new, reason, … flat; bans: index of a gate, until_us, the
@@ -28,7 +29,7 @@ end
 
 -- Close the gate on a 429; say whether it is news of a limit that nobody knew. The calls that were in flight when
 -- it closed tell nothing new.
-local function hear(gate, call)
+local function hear(gate, call, first, most)
   local kind, retry_after, cut = call.kind, call.retry_after, false
   local news = call.started >= gate["until"]
   if kind == "success" and news and gate.strikes > 0 then
@@ -43,7 +44,7 @@ local function hear(gate, call)
     if retry_after >= 0 then
       shut(gate, now + math.max(retry_after, GATE_LEAST_US))
     elseif news then
-      shut(gate, now + math.min(GATE_FIRST_US * 2 ^ gate.strikes, GATE_MOST_US))
+      shut(gate, now + math.min(first * 2 ^ gate.strikes, most))
       gate.strikes, cut = math.min(gate.strikes + 1, 10), true
     end
     save_gate(gate)
@@ -80,11 +81,12 @@ end
 local function learn_pace(p, call, cuts)
   local kind = call.kind
   local throttled, cut = kind == "throttled" or kind == "banned", cuts[number()]
-  local adaptive, most, wanted, reset, ttl_ms = number() == 1, number(), number(), number(), number()
+  local adaptive, most, slower = number() == 1, number(), number()
+  local wanted, reset, ttl_ms = number(), number(), number()
   local violations, before = p.violations, stretch(p)
   if throttled then p.violations = violations + 1 end
   if adaptive then
-    if cut then p.cut, p.step = math.min((p.cut > 0 and p.cut or p.start) * 2, most), now end
+    if cut then p.cut, p.step = math.min((p.cut > 0 and p.cut or p.start) * slower, most), now end
     if throttled then
       p.cut_at = now
     elseif now - p.cut_at >= QUIET_US then
@@ -122,10 +124,10 @@ local function settle()
   for i = 1, number() do circuits[i] = read_circuit(i - 1) end
   for _, c in ipairs(circuits) do learn(c, call, number(), changes) end
   for i = 1, number() do
-    local name = key()
+    local name, first, most = key(), number(), number()
     local gate = TELLING[call.kind] and read_gate(name) or {}
     local banned = gate.banned
-    cuts[i] = TELLING[call.kind] and hear(gate, call)
+    cuts[i] = TELLING[call.kind] and hear(gate, call, first, most)
     if gate.banned ~= banned then
       for _, fact in ipairs({i - 1, gate.banned, gate.bans}) do bans[#bans + 1] = fact end
     end
