@@ -233,18 +233,21 @@ def flower(address: str, port: int, loglevel: str | None) -> None:
 @click.option("--worker", "part", flag_value="worker", help="Workers take their units. The default.")
 @click.option("--ctl", "part", flag_value="ctl", help="The reconciler runs, here or elsewhere.")
 @click.option("--beat", "part", flag_value="beat", help="The same, which beat sends.")
-@click.option("--flower", "part", flag_value="flower", help="Flower answers on port 5555.")
-def health(part: str | None) -> None:
+@click.option("--flower", "part", flag_value="flower", help="Flower answers.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Where Flower listens. Default: 5555.")
+def health(part: str | None, port: int | None) -> None:
     """Say whether the processes of one kind on this host get on; made for health checks."""
     from resilience.errors import PenstockError
     from tasks.settings import get_settings
     from workers.health import Part, look
 
     wanted = Part(part or "worker")
+    if port is not None and wanted != Part.FLOWER:
+        raise click.UsageError("--port goes with --flower")
     try:
         if wanted != Part.FLOWER:
             _database_ready()
-        click.echo(look(wanted, get_settings()))
+        click.echo(look(wanted, get_settings(), port=port))
     except (PenstockError, Sentence) as error:
         raise Unhealthy(str(error)) from error
 

@@ -14,7 +14,7 @@ from resilience.errors import PenstockError
 from tasks import reads
 from tasks.settings import Settings
 
-FLOWER = "127.0.0.1:5555"
+FLOWER = "127.0.0.1:5555"  # where it listens unless told otherwise
 _ANSWER_S = 5
 
 
@@ -37,10 +37,12 @@ class Part(StrEnum):
 _KINDS = {Part.WORKER: ("units",), Part.CTL: ("ctl", "alone")}
 
 
-def look(part: Part, settings: Settings) -> str:
-    """One line about progress. Raises StalledError when there is none, DatabaseError if none can be seen."""
+def look(part: Part, settings: Settings, *, port: int | None = None) -> str:
+    """One line about progress; of Flower, on this port. Raises StalledError when there is none, DatabaseError
+    if none can be seen.
+    """
     if part == Part.FLOWER:
-        return _look_at_flower()
+        return _look_at_flower(FLOWER if port is None else f"127.0.0.1:{port}")
     pulse = reads.pulse(socket.gethostname(), settings.gone_after_s, settings.late_after_s)
     for kind in _KINDS.get(part, ()):
         if not pulse.alive.get(kind):
@@ -89,15 +91,15 @@ def _look_at_reconciler(pulse: reads.Pulse, settings: Settings) -> str:
     return f"the reconciler ran {pulse.reconciled_s:.0f} s ago"
 
 
-def _look_at_flower() -> str:
+def _look_at_flower(address: str) -> str:
     """It answers from the one loop that also draws the pages; without a password, and nothing but OK."""
-    with closing(HTTPConnection(FLOWER, timeout=_ANSWER_S)) as connection:
+    with closing(HTTPConnection(address, timeout=_ANSWER_S)) as connection:
         try:
             connection.request("GET", "/healthcheck")
             answer = connection.getresponse()
             answer.read()  # what is left unread is a broken connection to Flower
         except (OSError, HTTPException) as error:
-            raise StalledError(f"Flower does not answer on {FLOWER} ({error})") from error
+            raise StalledError(f"Flower does not answer on {address} ({error})") from error
     if answer.status != HTTPStatus.OK:
-        raise StalledError(f"Flower answers on {FLOWER} with status {answer.status}")
+        raise StalledError(f"Flower answers on {address} with status {answer.status}")
     return "Flower answers"

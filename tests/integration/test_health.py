@@ -133,16 +133,24 @@ def test_beat_and_ctl_are_well_while_the_reconciler_runs(ago_s, status, sentence
     assert said("--ctl") == (status, sentence)
 
 
-def test_flower_is_well_while_it_answers(scripted, monkeypatch):
-    """With OK; neither a refusal nor silence will do."""
-    monkeypatch.setattr(health, "FLOWER", scripted.url.removeprefix("http://"))
+def test_flower_is_well_while_it_answers(scripted):
+    """With OK, on the port that is named; neither a refusal nor silence will do."""
+    port = scripted.url.rpartition(":")[2]
     scripted.answers = [(200, {}, b"OK"), (500, {}, b"")]
-    assert said("--flower") == (0, "Flower answers")
-    status, sentence = said("--flower")
-    assert (status, sentence.rpartition(" ")[2]) == (1, "500")
+    assert said("--flower", "--port", port) == (0, "Flower answers")
+    assert said("--flower", "--port", port) == (1, f"Flower answers on 127.0.0.1:{port} with status 500")
     assert scripted.requests[0][0] == "/healthcheck"
-    monkeypatch.setattr(health, "FLOWER", "127.0.0.1:1")
-    assert said("--flower")[0] == 1
+    status, sentence = said("--flower", "--port", "1")
+    assert (status, sentence.partition(" (")[0]) == (1, "Flower does not answer on 127.0.0.1:1")
+
+
+def test_flower_is_looked_for_where_it_listens_by_default(scripted, monkeypatch):
+    """The two commands agree without being told a port."""
+    (port,) = (each.default for each in cli.flower.params if each.name == "port")
+    assert f"127.0.0.1:{port}" == health.FLOWER
+    monkeypatch.setattr(health, "FLOWER", scripted.url.removeprefix("http://"))
+    scripted.answers = [(200, {}, b"OK")]
+    assert said("--flower") == (0, "Flower answers")
 
 
 @pytest.mark.parametrize(

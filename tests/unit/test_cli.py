@@ -128,6 +128,8 @@ def test_a_mistake_is_one_sentence(words, sentence):
         ["worker", "--concurrency", "0"],
         ["worker", "--pool", "gevent"],
         ["flower", "--port", "65536"],
+        ["health", "--flower", "--port", "0"],
+        ["health", "--worker", "--port", "5556"],
         ["runs", "--limit", "0"],
         ["rum"],
     ],
