@@ -91,10 +91,14 @@ class Circuits:
         """What `get_metrics` says, of all circuits."""
         return {_key(breaker): metrics(view) for breaker, view in self._views()}
 
-    def reset(self, *, why: str = "reset") -> list[str]:
-        """Close all circuits and forget their failures; returns those that were not closed."""
+    def reset(self, *, by: str | None = None, why: str = "reset") -> list[str]:
+        """Close all circuits and forget their failures; returns those that were not closed.
+
+        Their transitions say who did it and why: this process, unless `by` names somebody.
+        """
         breakers = list(self)
-        moves = [Move(breaker.spec, CircuitState.CLOSED, this_process(), why) for breaker in breakers]
+        actor = by or this_process()
+        moves = [Move(breaker.spec, CircuitState.CLOSED, actor, why) for breaker in breakers]
         changes = zip(breakers, self.store.move(moves), strict=True)
         told = [(breaker, change) for breaker, change in changes if change]
         for breaker, change in told:

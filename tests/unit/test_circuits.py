@@ -6,6 +6,7 @@ from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
 from resilience.errors import ConfigurationError
 from resilience.policy import BreakerPolicy
+from resilience.store import this_process
 from resilience.store.memory import MemoryStore
 
 ONE = BreakerPolicy(failures=1)
@@ -87,6 +88,20 @@ def test_reset(circuits):
     assert circuits.reset(why="the provider is back") == ["shop/ship"]
     assert heard == [("ship", "open", "consecutive failures"), ("ship", "closed", "the provider is back")]
     assert circuits.reset() == []
+
+
+def test_reset_says_who(circuits):
+    """In what listeners hear and in the store's events; this process, unless somebody is named."""
+    actors = []
+    circuits.on_transition(lambda change: actors.append((change.new, change.actor)))
+    pay = circuits.get("pay", api="shop")
+    for who in ({"by": "anna"}, {}):
+        trip(pay)
+        circuits.reset(**who)
+    assert actors == [("open", this_process()), ("closed", "anna")] + [
+        (state, this_process()) for state in ("open", "closed")
+    ]
+    assert [event.actor for event in circuits.store.events("shop")] == [actor for _, actor in actors]
 
 
 def test_callbacks_hear_of_circuits_made_later(circuits):
