@@ -125,7 +125,8 @@ class Retry:
 
     The last error is raised as it is, or with `wrap` as the cause of a `RetryExhaustedError`. No wait is
     begun that would end more than `deadline_s` after the first call began. `on_retry` hears of each retry
-    before its wait. `clock`, `sleep`, `sleep_async` and `rng` are there for tests.
+    before its wait, and is awaited where it is a coroutine function; what it raises is only logged. `clock`,
+    `sleep`, `sleep_async` and `rng` are there for tests.
     """
 
     def __init__(
@@ -154,10 +155,7 @@ class Retry:
 
     def __call__(self, func: F) -> F:
         """Decorate a function or a coroutine function."""
-        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
-            raise ConfigurationError(
-                f"{_name(func)} is a generator: a retry would yield again what was taken already"
-            )
+        self.check(func, awaited=inspect.iscoroutinefunction(func))
         if inspect.iscoroutinefunction(func):
 
             @functools.wraps(func)
@@ -174,10 +172,11 @@ class Retry:
 
     def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `func` until it returns, or raise what it raised last."""
+        self.check(func, awaited=False)
         calls = _Calls(self, func)
         while True:
             try:
-                return func(*args, **kwargs)
+                return called(func, *args, **kwargs)
             except Exception as error:
                 wait_s = calls.wait_after(error)
                 if wait_s is None or not (self.budget is None or self.budget.withdraw()):
@@ -188,6 +187,7 @@ class Retry:
 
     async def call_async(self, func: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """`call` for a coroutine function."""
+        self.check(func, awaited=True)
         calls = _Calls(self, func)
         while True:
             try:
@@ -197,8 +197,19 @@ class Retry:
                 if wait_s is None or not (self.budget is None or await self.budget.withdraw_async()):
                     calls.give_up(error)
                     raise
-                calls.announce(error, wait_s)
+                await calls.announce_async(error, wait_s)
             await self.sleep_async(wait_s)
+
+    def check(self, func: Callable[..., Any], *, awaited: bool) -> None:
+        """Raise ConfigurationError for a function whose end cannot be seen in this form."""
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise ConfigurationError(
+                f"{_name(func)} is a generator: a retry would yield again what was taken already"
+            )
+        if not awaited and inspect.iscoroutinefunction(func):
+            raise _not_awaited(func)
+        if not awaited and inspect.iscoroutinefunction(self.on_retry):
+            raise ConfigurationError(f"on_retry is a coroutine function, and {_name(func)} is not awaited")
 
     def wants(self, error: Exception) -> bool:
         """Whether another call could end better."""
@@ -236,14 +247,31 @@ class _Calls:
         return wait_s
 
     def announce(self, error: Exception, wait_s: float) -> None:
-        """Log the retry, and tell whoever listens."""
+        """Log the retry, and tell whoever listens; that must not change what becomes of the call."""
+        retrying = self._logged(error, wait_s)
+        try:
+            if self.owner.on_retry is not None:
+                self.owner.on_retry(retrying)
+        except Exception:
+            log.exception("on_retry of %s failed", self.name)
+
+    async def announce_async(self, error: Exception, wait_s: float) -> None:
+        """`announce`, and who listens is awaited if need be."""
+        retrying = self._logged(error, wait_s)
+        try:
+            heard = None if self.owner.on_retry is None else self.owner.on_retry(retrying)
+            if inspect.isawaitable(heard):
+                await heard
+        except Exception:
+            log.exception("on_retry of %s failed", self.name)
+
+    def _logged(self, error: Exception, wait_s: float) -> Retrying:
         retrying = Retrying(self.name, self.attempt, self.owner.policy.attempts, wait_s, error)
         log.warning(
             "%s failed (%s: %s), call %d of %d; again in %.2f s",
             *(self.name, type(error).__name__, error, self.attempt, retrying.attempts, wait_s),
         )
-        if self.owner.on_retry is not None:
-            self.owner.on_retry(retrying)
+        return retrying
 
     def give_up(self, error: Exception) -> None:
         """Say how many calls there were, where the error itself does not."""
@@ -268,6 +296,19 @@ def retry(policy: Any = None, **options: Any) -> Any:
     if policy is None or isinstance(policy, RetryPolicy):
         return Retry(policy, **options)
     return Retry(**options)(policy)
+
+
+def called(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """What `func` returns. A coroutine is no result: it has not begun, and nobody here would await it."""
+    result = func(*args, **kwargs)
+    if inspect.iscoroutine(result):
+        result.close()
+        raise _not_awaited(func)
+    return result
+
+
+def _not_awaited(func: Callable[..., Any]) -> ConfigurationError:
+    return ConfigurationError(f"{_name(func)} makes a coroutine: await the form that ends in _async")
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -1,6 +1,7 @@
 """Calls that are made again. The clock is the test's own: nothing here waits."""
 
 import asyncio
+import functools
 import inspect
 import logging
 import random
@@ -241,6 +242,56 @@ def test_each_retry_is_heard_of_and_logged(world, call, caplog):
     ]
 
 
+def test_who_listens_changes_nothing(world, call, caplog):
+    """What `on_retry` raises is logged; the call is made again, and its own error is the one raised."""
+
+    def fails(_):
+        raise ZeroDivisionError("the listener's")
+
+    call(world.retry(on_retry=fails), Upstream(ServerError()))
+    with pytest.raises(ServerError, match="the service's"):
+        call(
+            world.retry(RetryPolicy(attempts=2), on_retry=fails),
+            Upstream(*[ServerError("the service's")] * 2),
+        )
+    assert [record.message for record in caplog.records if record.exc_info] == [
+        f"on_retry of {caplog.records[0].message.partition(' failed')[0]} failed"
+    ] * 2
+
+
+def test_listener_is_awaited(world, caplog):
+    """Before the wait; an error of its own is logged."""
+    heard = []
+
+    async def listen(retrying):
+        await asyncio.sleep(0)
+        heard.append((retrying.attempt, list(world.waits)))
+        if retrying.attempt == 2:
+            raise ZeroDivisionError
+
+    for form in (async_call, decorated_async):
+        form(world.retry(on_retry=listen), Upstream(*[ServerError()] * 2))
+        assert heard == [(1, []), (2, [1])]
+        heard.clear()
+        world.waits.clear()
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
+
+
+def test_listener_that_nobody_awaits(world):
+    """Is refused before the first call: when it is decorated, or in place."""
+
+    async def listen(_):
+        pass
+
+    upstream, again = Upstream(), world.retry(on_retry=listen)
+    for form in (again, again.call):
+        with pytest.raises(
+            ConfigurationError, match=r"on_retry is a coroutine function, and \S*fetch is not"
+        ):
+            form(upstream.fetch)
+    assert upstream.calls == 0
+
+
 def test_one_retry_serves_many(world, call):
     """The count belongs to a call, not to the decorator."""
     again = world.retry()
@@ -273,6 +324,39 @@ def test_generators_are_refused():
         @retry
         def numbers():
             yield 1
+
+
+async def numbers_async():
+    yield 1
+
+
+def numbers():
+    yield 1
+
+
+@pytest.mark.parametrize("func", [numbers, numbers_async, functools.partial(numbers)])
+def test_generators_are_refused_in_place(world, func):
+    """As when they are decorated: nothing is called, so nothing could be called again."""
+    for form in (world.retry().call, lambda func: asyncio.run(world.retry().call_async(func))):
+        with pytest.raises(ConfigurationError, match=r"numbers\S* is a generator"):
+            form(func)
+
+
+def hidden(func):
+    def plain():
+        return func()
+
+    plain.__qualname__ = func.__qualname__
+    return plain
+
+
+@pytest.mark.parametrize("wrapped", [lambda func: func, functools.partial, hidden])
+def test_a_coroutine_that_nobody_awaits_is_no_result(world, wrapped):
+    """It has not begun; which form awaits it is said."""
+    upstream = Upstream()
+    with pytest.raises(ConfigurationError, match="fetch_async makes a coroutine: await the form that ends"):
+        world.retry().call(wrapped(upstream.fetch_async))
+    assert (upstream.calls, world.waits) == (0, [])
 
 
 @pytest.mark.parametrize("deadline_s", [0, -1, float("nan")])
@@ -321,8 +405,9 @@ def test_numbers_that_people_use(world, name):
     st.floats(1, 100),
     st.randoms(use_true_random=False),
 )
-def test_waits_stay_in_their_bounds(attempt, jitter, base_s, cap_s, factor, luck):
+def test_waits_stay_in_their_bounds(attempt, jitter, base_s, above_s, factor, luck):
     """Never negative, never above the cap (a second more where jitter adds), whatever the numbers."""
+    cap_s = base_s + above_s
     policy = RetryPolicy(base_s=base_s, cap_s=cap_s, factor=factor, jitter=jitter)
     wait_s = policy.wait_s(attempt, rng=luck.random)
     backoff_s = min(cap_s, base_s * factor ** min(attempt - 1, 62))
