@@ -197,7 +197,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     @reset_timeout.setter
     def reset_timeout(self, timeout: float) -> None:
-        self._change(open_for=timedelta(seconds=timeout))
+        self._change(open_for=_span(timeout))
 
     @property
     def success_threshold(self) -> int:
@@ -327,14 +327,16 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         Without an end it is held for 30 days, if Redis is not lost: who needs more than that keeps it
         elsewhere and gives the store a `recall`.
         """
-        self.check_force(state, by=by, why=why)
-        self._move(state, by, why, 0 if until is None else round(until.timestamp() * 1e6))
+        self.check_force(state, by=by, why=why, until=until)
+        self._move(CircuitState(state), by, why, 0 if until is None else round(until.timestamp() * 1e6))
 
     @staticmethod
-    def check_force(state: CircuitState, *, by: str, why: str) -> None:
+    def check_force(state: CircuitState, *, by: str, why: str, until: datetime | None = None) -> None:
         """Raise ConfigurationError for what `force` does not take."""
         if state not in {CircuitState.FORCED_OPEN, CircuitState.DISABLED}:
             raise ConfigurationError(f"a circuit is forced to be forced_open or disabled, not {state}")
+        if until is not None and until.tzinfo is None:
+            raise ConfigurationError(f"until= takes a time with its zone, and {until} has none")
         for word, text in (("by", by), ("why", why)):
             if not 0 < len(text.strip()) <= _WORDS_MOST:
                 raise ConfigurationError(f"{word}= takes 1 … {_WORDS_MOST} letters, not {len(text.strip())}")
@@ -505,10 +507,17 @@ def _policy_from(
 ) -> BreakerPolicy:
     named = {
         "failures": fail_max,
-        "open_for": None if reset_timeout is None else timedelta(seconds=reset_timeout),
+        "open_for": None if reset_timeout is None else _span(reset_timeout),
         "half_open_successes": success_threshold,
     }
     return _widened(BreakerPolicy(), **{name: value for name, value in named.items() if value is not None})
+
+
+def _span(reset_timeout: float) -> timedelta:
+    try:
+        return timedelta(seconds=reset_timeout)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigurationError(f"reset_timeout is {reset_timeout!r}, but has to be seconds") from error
 
 
 def _widened(policy: BreakerPolicy, **fields: Any) -> BreakerPolicy:

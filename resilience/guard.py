@@ -27,7 +27,7 @@ from resilience.errors import (
     Scope,
     StoreUnavailableError,
 )
-from resilience.headers import Quota, quota_from, wait_of
+from resilience.headers import LONGEST_WAIT_S, Quota, quota_from, wait_of
 from resilience.policy import Lane
 from resilience.store import (
     FOREVER_US,
@@ -411,11 +411,18 @@ def _report(lease: Lease, result: CallResult) -> Report:
     return Report(
         lease.grant,
         result.kind,
-        None if retry_after_s is None else round(retry_after_s * 1e6),
+        _wait_us(retry_after_s),
         tuple(_told(quotas)) if quotas else (),
         round(result.latency_s * 1e6),
         result.scope,
     )
+
+
+def _wait_us(seconds: float | None) -> int | None:
+    """A wait that the server named, by which nobody may be stopped for ever."""
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return round(min(max(seconds, 0.0), LONGEST_WAIT_S) * 1e6)
 
 
 def _quotas(ask: Ask, headers: Mapping[str, str]) -> dict[int, Quota]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a limit names its dialect
 
 _LATE_S = 1.0  # a server that rounds up names a reset this much later than its window ends
 _LONGEST = 2000  # characters of a header that are read
-_LONGEST_WAIT_S = 7 * DAY_S  # that a Retry-After may ask for; Binance bans for up to three days
+LONGEST_WAIT_S = 7 * DAY_S  # that a Retry-After may ask for; Binance bans for up to three days
 _COMMA = re.compile(r",(?!\s*\d{1,2}[ -][A-Za-z]{3})")  # but not the one within "Fri, 02 Jan 2026"
 
 
@@ -117,7 +117,7 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
     harm; `now` stands in where there is none.
     """
     said = _Said(headers, now)
-    asked = said.wait_s("Retry-After", most_s=_LONGEST_WAIT_S)
+    asked = said.wait_s("Retry-After", most_s=LONGEST_WAIT_S)
     return wait_of(said.quotas()) if asked is None else asked
 
 

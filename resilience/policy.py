@@ -32,8 +32,19 @@ _STEPS = 62  # more doublings than any cap needs, and fewer than a float holds
 MOMENT, AGES = timedelta(milliseconds=1), timedelta(days=366)
 
 
+_RULES = frozenset({"failures", "rate", "slow_rate", "rate_limited_trips"})  # None switches them off
+
+
 def _is_count(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
+def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
+    """Whether it does; what is of another type does not."""
+    try:
+        return condition(value)
+    except TypeError:
+        return False
 
 
 class Lane(StrEnum):
@@ -101,11 +112,15 @@ class BreakerPolicy:
             f"at most half_open_calls ({calls}), or it never closes",
         )
         self._need("reopen_on", lambda word: word in get_args(ReopenOn), " or ".join(get_args(ReopenOn)))
+        self._need("count_rate_limited", lambda word: isinstance(word, bool), "True or False")
 
     def _need(self, name: str, holds: Callable[[Any], bool], allowed: str) -> None:
         value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ConfigurationError(f"BreakerPolicy.{name} is {value}, but has to be {allowed}")
+        if value is None and name in _RULES:
+            return
+        if not _holds(holds, value):
+            said = value if isinstance(value, int | float | timedelta) else repr(value)
+            raise ConfigurationError(f"BreakerPolicy.{name} is {said}, but has to be {allowed}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,9 +353,11 @@ class RetryPolicy:
         if not _is_count(self.attempts):
             yield f"attempts is {self.attempts}, but has to be a whole number of at least 1"
         for name, seconds in (("base_s", self.base_s), ("cap_s", self.cap_s)):
-            if not 0 <= seconds < math.inf:
-                yield f"{name} is {seconds}, but has to be seconds, 0 or more"
-        if not 1 <= self.factor <= 100:
+            if not _holds(lambda number: 0 <= number < math.inf, seconds):
+                yield f"{name} is {seconds!r}, but has to be seconds, 0 or more"
+        if self.cap_s < self.base_s:
+            yield f"cap_s is {self.cap_s}, but the first wait alone is base_s ({self.base_s})"
+        if not _holds(lambda number: 1 <= number <= 100, self.factor):
             yield f"factor is {self.factor}, but has to lie in 1 … 100"
         if self.jitter not in get_args(Jitter):
             yield f"jitter is {self.jitter!r}, but has to be one of {', '.join(get_args(Jitter))}"

@@ -776,3 +776,29 @@ def test_no_call_begins_without_the_store(way):
     with pytest.raises(StoreUnavailableError):
         way(CircuitBreaker(name="it", store=store), lambda: calls.append("made"))
     assert calls == []
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), 1e99, "60"])
+def test_a_timeout_that_is_no_time(seconds):
+    """It is named, at construction and later."""
+    with pytest.raises(ConfigurationError, match=r"reset_timeout is .*, but has to be seconds"):
+        CircuitBreaker(reset_timeout=seconds)
+    with pytest.raises(ConfigurationError, match="reset_timeout is"):
+        CircuitBreaker().reset_timeout = seconds
+
+
+def test_force_takes_a_states_name_and_a_time_with_its_zone():
+    """The name is as good as the state; a time without a zone could mean anything."""
+    breaker = CircuitBreaker()
+    with pytest.raises(ConfigurationError, match="until= takes a time with its zone"):
+        breaker.force("disabled", by="ada", why="a test", until=datetime(2099, 1, 1))
+    breaker.force("disabled", by="ada", why="a test")
+    assert breaker.current_state == "disabled"
+
+
+def test_a_wait_that_is_no_number():
+    """What an error says of it is not believed, and hides neither the error nor the lease."""
+    breaker = CircuitBreaker(fail_max=1)
+    with pytest.raises(RateLimitError), breaker.calling():
+        raise RateLimitError(retry_after_s=float("nan"))
+    assert breaker.current_state == "open"  # as a 429 that names no wait

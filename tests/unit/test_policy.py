@@ -90,8 +90,17 @@ def test_burst_is_counted_inside():
         ({"permit_lease": timedelta(0)}, "permit_lease is 0:00:00"),
         ({"slow_start_step": timedelta(seconds=-5)}, "slow_start_step is -1 day"),
         ({"slow_after": timedelta(0)}, "slow_after is 0:00:00"),
-        ({"reopen_on": "never"}, "reopen_on is never, but has to be out_of_reach or first_failure"),
+        ({"reopen_on": "never"}, "reopen_on is 'never', but has to be out_of_reach or first_failure"),
         ({"rate_limited_trips": 0}, "rate_limited_trips is 0"),
+        ({"rate": "0.5"}, "rate is '0.5', but has to be above 0"),
+        ({"window": 60}, "window is 60, but has to be 1 millisecond"),
+        ({"min_calls": None}, "min_calls is None, but has to be a whole number"),
+        ({"open_for": None}, "open_for is None"),
+        ({"open_max": None}, "open_max is None"),
+        ({"growth": None}, "growth is None"),
+        ({"permit_lease": None}, "permit_lease is None"),
+        ({"half_open_successes": None}, "half_open_successes is None"),
+        ({"count_rate_limited": "no"}, "count_rate_limited is 'no', but has to be True or False"),
     ],
 )
 def test_breaker_policy_that_cannot_work(wrong, told):
@@ -147,6 +156,21 @@ def test_no_whole_number_of_attempts(wrong):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"base_s": "1"}, "base_s is '1', but has to be seconds"),
+        ({"base_s": float("nan")}, "base_s is nan"),
+        ({"base_s": 100, "cap_s": 1}, r"cap_s is 1, but the first wait alone is base_s \(100\)"),
+        ({"factor": None}, "factor is None"),
+    ],
+)
+def test_waits_that_cannot_be(wrong, told):
+    """Seconds, and the cap not below the first of them."""
+    with pytest.raises(ConfigurationError, match=told):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize(
     ("spec", "part"),
     [
         ("60/1x", "from 'x' on"),
@@ -174,6 +198,8 @@ def test_limit_shows_what_cannot_be_read(spec, part):
         ("60/0m", {}, "window of no length"),
         ("60/1m", {"reserve": 1}, "reserve is 1"),
         ("60/1m", {"on_store_away": "pray"}, "on_store_away is 'pray'"),
+        ("60/1m", {"cut": 0}, "cut is 0, but has to lie in 0 … 1"),
+        ("60/1m", {"default_retry_after": timedelta(hours=1)}, "default_retry_after is 1:00:00"),
         ("60/1m", {"algorithm": "leaky"}, "algorithm is 'leaky'"),
         ("60/1m", {"algorithm": "concurrency"}, "only 'N at once'"),
         ("5 at once", {"algorithm": "window"}, "only 'N at once'"),
