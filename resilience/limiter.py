@@ -1,6 +1,7 @@
 """A limit and who shares it: as a part of what a guard asks, or on its own."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -13,8 +14,8 @@ from typing import Any, Self
 from resilience.errors import ConfigurationError, StoreUnavailableError, Throttled
 from resilience.guard import Ask, CallResult, Go, Guard, Kind, Lease, Refuse, Wait, kind_of, unheard
 from resilience.guard_async import AsyncGuard
-from resilience.headers import Quota, quota_from
-from resilience.policy import AGES, MOMENT, Limit
+from resilience.headers import LONGEST_WAIT_S, Quota, quota_from, retry_after_s
+from resilience.policy import AGES, MOMENT, Lane, Limit
 from resilience.spec import spec_of
 from resilience.statistics import statistics_of
 from resilience.store import LimitReading, RateSpec, SeatSpec, Store
@@ -39,8 +40,11 @@ class RateLimiter:
         limiter.wait()                      or: with limiter.acquire() as permit: …
 
     An `endpoint` has the same limit once more for itself, inside of the whole: its headers and 429s slow down
-    no other endpoint. What asks for a call, or reads, may raise `StoreUnavailableError`; after a call a store
-    that is away is only logged.
+    no other endpoint. A call with `lane=Lane.BACKFILL` leaves the limit's `reserve` to live work, and has no
+    place in the queue.
+
+    What asks for a call, or reads, may raise `StoreUnavailableError`; after a call a store that is away is
+    only logged.
     """
 
     def __init__(
@@ -90,13 +94,20 @@ class RateLimiter:
         """What asks the same store without blocking the loop."""
         return AsyncGuard(self.guard.store)
 
-    def wait(self, weight: float = 1, timeout: float | None = None, *, endpoint: str | None = None) -> float:
+    def wait(
+        self,
+        weight: float = 1,
+        timeout: float | None = None,
+        *,
+        endpoint: str | None = None,
+        lane: Lane = Lane.LIVE,
+    ) -> float:
         """Block until a call may start, and return how many seconds that took.
 
         Raises `Throttled` at once where it would take more than `timeout` seconds; no place is taken then.
         """
         self._check_no_seats()
-        return self._enter(weight, timeout, endpoint).waited_s
+        return self._enter(self._ask(weight, endpoint, lane), timeout, endpoint).waited_s
 
     async def wait_async(
         self,
@@ -104,16 +115,22 @@ class RateLimiter:
         timeout: float | None = None,  # noqa: ASYNC109 - as the blocking one
         *,
         endpoint: str | None = None,
+        lane: Lane = Lane.LIVE,
     ) -> float:
         """`wait`, without blocking the loop."""
         self._check_no_seats()
-        return (await self._enter_async(weight, timeout, endpoint)).waited_s
+        return (await self._enter_async(self._ask(weight, endpoint, lane), timeout, endpoint)).waited_s
 
     def acquire(
-        self, weight: float = 1, timeout: float | None = None, *, endpoint: str | None = None
+        self,
+        weight: float = 1,
+        timeout: float | None = None,
+        *,
+        endpoint: str | None = None,
+        lane: Lane = Lane.LIVE,
     ) -> "Permit":
         """Block like `wait`, for the block of a `with` statement: how that ends is learnt from."""
-        return self._enter(weight, timeout, endpoint)
+        return self._enter(self._ask(weight, endpoint, lane), timeout, endpoint)
 
     @asynccontextmanager
     async def acquire_async(
@@ -122,22 +139,27 @@ class RateLimiter:
         timeout: float | None = None,  # noqa: ASYNC109
         *,
         endpoint: str | None = None,
+        lane: Lane = Lane.LIVE,
     ) -> AsyncIterator["Permit"]:
         """`acquire` for an `async with` statement; a task that is cancelled gives its seat back."""
-        async with await self._enter_async(weight, timeout, endpoint) as permit:
+        async with await self._enter_async(self._ask(weight, endpoint, lane), timeout, endpoint) as permit:
             yield permit
 
-    def try_acquire(self, weight: float = 1, *, endpoint: str | None = None) -> "Permit | None":
+    def try_acquire(
+        self, weight: float = 1, *, endpoint: str | None = None, lane: Lane = Lane.LIVE
+    ) -> "Permit | None":
         """A permit if a call may start now, and None if it has to wait; nothing is reserved."""
         try:
-            return self._enter(weight, 0, endpoint)
+            return self._enter(self._ask(weight, endpoint, lane), 0, endpoint)
         except Throttled:
             return None
 
-    async def try_acquire_async(self, weight: float = 1, *, endpoint: str | None = None) -> "Permit | None":
+    async def try_acquire_async(
+        self, weight: float = 1, *, endpoint: str | None = None, lane: Lane = Lane.LIVE
+    ) -> "Permit | None":
         """`try_acquire`, without blocking the loop; the permit is for an `async with` statement."""
         try:
-            return await self._enter_async(weight, 0, endpoint)
+            return await self._enter_async(self._ask(weight, endpoint, lane), 0, endpoint)
         except Throttled:
             return None
 
@@ -147,32 +169,35 @@ class RateLimiter:
         """Tell the store what an answer's headers say is left; None where they say nothing of this limit.
 
         They make calls wait, and set the rate of an adaptive limit; they let no more through than the limit.
+        Where they name a `Retry-After`, nobody calls for that long. This counts as a 429, so of the answer to
+        one either its headers or `record_429` is told; a `Quota` of that wait is returned if they tell none.
         """
-        quota = self._read(headers, endpoint)
-        if quota is not None:
-            self._learn(CallResult(Kind.SUCCESS, 0.0, headers=headers), endpoint)
+        quota, result = self._heard(headers, endpoint)
+        if result is not None:
+            self._learn(result, endpoint)
         return quota
 
     async def parse_rate_limit_headers_async(
         self, headers: Mapping[str, str], endpoint: str | None = None
     ) -> Quota | None:
         """`parse_rate_limit_headers`, without blocking the loop."""
-        quota = self._read(headers, endpoint)
-        if quota is not None:
-            await self._learn_async(CallResult(Kind.SUCCESS, 0.0, headers=headers), endpoint)
+        quota, result = self._heard(headers, endpoint)
+        if result is not None:
+            await self._learn_async(result, endpoint)
         return quota
 
     def record_429(self, retry_after: float | None = None, *, endpoint: str | None = None) -> None:
         """The server said no: nobody calls for `retry_after` seconds, or where it named none for a minute,
-        doubled while they go on, 15 minutes at most. An adaptive rate is halved where it named none.
+        doubled while they go on, 15 minutes at most. An adaptive rate is halved where it named none. More
+        than a week is taken for a week.
         """
-        self._learn(CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after), endpoint)
+        self._learn(throttled(retry_after), endpoint)
 
     async def record_429_async(
         self, retry_after: float | None = None, *, endpoint: str | None = None
     ) -> None:
         """`record_429`, without blocking the loop."""
-        await self._learn_async(CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after), endpoint)
+        await self._learn_async(throttled(retry_after), endpoint)
 
     def record_latency(self, seconds: float, *, endpoint: str | None = None) -> None:
         """A good answer took this long: an adaptive rate follows. `acquire` does it by itself."""
@@ -204,8 +229,8 @@ class RateLimiter:
             self.name, self.limit, dict(zip([None, *self._parts], readings, strict=True)), self.endpoints
         )
 
-    def _enter(self, weight: float, timeout: float | None, endpoint: str | None) -> "Permit":
-        ask, ticket, waited_s = self._ask(weight, endpoint), None, 0.0
+    def _enter(self, ask: Ask, timeout: float | None, endpoint: str | None) -> "Permit":
+        ticket, waited_s = None, 0.0
         while True:
             left_s = None if timeout is None else max(timeout - waited_s, 0)
             verdict = self.guard.admit(ask, ticket=ticket, patience_s=left_s)
@@ -216,8 +241,8 @@ class RateLimiter:
             waited_s += wait.seconds
             ticket = wait.ticket
 
-    async def _enter_async(self, weight: float, timeout: float | None, endpoint: str | None) -> "Permit":  # noqa: ASYNC109
-        ask, ticket, waited_s = self._ask(weight, endpoint), None, 0.0
+    async def _enter_async(self, ask: Ask, timeout: float | None, endpoint: str | None) -> "Permit":  # noqa: ASYNC109
+        ticket, waited_s = None, 0.0
         while True:
             left_s = None if timeout is None else max(timeout - waited_s, 0)
             verdict = await self.guard_async.admit(ask, ticket=ticket, patience_s=left_s)
@@ -248,9 +273,9 @@ class RateLimiter:
                 f"limit {self.limit.spec!r} counts calls until they end: use `with limiter.acquire():`"
             )
 
-    def _ask(self, weight: float, endpoint: str | None) -> Ask:
+    def _ask(self, weight: float, endpoint: str | None, lane: Lane) -> Ask:
         limits = (self,) if endpoint is None else (self, self._part(endpoint))
-        return Ask(self.api, (), limits, weight)
+        return Ask(self.api, (), limits, weight, Lane(lane))
 
     def _part(self, endpoint: str | None) -> "RateLimiter":
         if endpoint is None:
@@ -266,6 +291,15 @@ class RateLimiter:
                 store=self.guard.store,
             )
         return self._parts[endpoint]
+
+    def _heard(
+        self, headers: Mapping[str, str], endpoint: str | None
+    ) -> tuple[Quota | None, CallResult | None]:
+        """What headers say of this limit, and as the result of a call."""
+        quota, wait_s = self._read(headers, endpoint), _asked_wait_s(headers)
+        if wait_s:
+            return quota or Quota(reset_s=wait_s), CallResult(Kind.THROTTLED, 0.0, wait_s, headers)
+        return quota, None if quota is None else CallResult(Kind.SUCCESS, 0.0, headers=headers)
 
     def _read(self, headers: Mapping[str, str], endpoint: str | None) -> Quota | None:
         """What headers say, kept for the statistics."""
@@ -374,3 +408,18 @@ class Permit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.settle_async(self.ended(error))
+
+
+def throttled(retry_after: float | None) -> CallResult:
+    """The result of a call to which the server said no, for so many seconds."""
+    if retry_after is None:
+        return CallResult(Kind.THROTTLED, 0.0)
+    if not 0 <= retry_after < math.inf:
+        raise ConfigurationError(f"retry_after is {retry_after}, but has to be seconds, 0 or more (or None)")
+    return CallResult(Kind.THROTTLED, 0.0, retry_after_s=min(retry_after, LONGEST_WAIT_S))
+
+
+def _asked_wait_s(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` says; the `Date` beside it is the server's own now."""
+    named = {name: text for name, text in headers.items() if str(name).lower() in {"retry-after", "date"}}
+    return retry_after_s(named)

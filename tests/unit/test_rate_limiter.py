@@ -14,7 +14,7 @@ from resilience.errors import (
     Throttled,
 )
 from resilience.limiter import RateLimiter
-from resilience.policy import Limit
+from resilience.policy import Lane, Limit
 from resilience.statistics import humanize
 from resilience.store.memory import MemoryStore
 from tests.unit.test_breaker import DyingStore
@@ -162,6 +162,52 @@ def test_backfill_leaves_the_reserve_of_a_budget(clock):
     assert backfill() == 10
 
 
+def taken(limiter, lane):
+    """How many calls of a lane may start now."""
+    return sum(limiter.try_acquire(lane=lane) is not None for _ in range(20))
+
+
+def taken_async(limiter, lane):
+    async def main():
+        return sum([await limiter.try_acquire_async(lane=lane) is not None for _ in range(20)])
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("take", [taken, taken_async])
+@pytest.mark.parametrize(
+    "limit",
+    [Limit("10/1d", reserve=0.3), Limit("10/1m", algorithm="window", reserve=0.3)],
+    ids=lambda limit: limit.spec,
+)
+def test_backfill_leaves_the_reserve_to_live_work(clock, take, limit):
+    """While there is any; the lane's name as a text is the lane."""
+    limiter = clock.limiter(limit)
+    limiter.wait(lane="live")
+    assert take(limiter, Lane.BACKFILL) == 6
+    assert take(limiter, Lane.LIVE) == 3
+
+
+def test_backfill_waits_behind_live_work(clock):
+    """Blocking and awaited; it reserves no place, so live work need not wait for it."""
+    limiter = clock.limiter(Limit("10/1m", algorithm="window", reserve=0.3))
+    for _ in range(8):
+        limiter.wait()
+    with pytest.raises(Throttled), limiter.acquire(timeout=1, lane=Lane.BACKFILL):
+        pass
+
+    async def main():
+        with pytest.raises(Throttled):
+            await limiter.wait_async(timeout=1, lane=Lane.BACKFILL)
+        with pytest.raises(Throttled):
+            async with limiter.acquire_async(timeout=1, lane=Lane.BACKFILL):
+                pass
+
+    asyncio.run(main())
+    assert limiter.wait() == 0
+    assert limiter.wait(lane=Lane.BACKFILL) == 60
+
+
 def test_headers_of_each_family(clock):
     """What is left is kept, and obeyed."""
     limiter = clock.limiter("100/1m")
@@ -173,6 +219,60 @@ def test_headers_of_each_family(clock):
     limiter.parse_rate_limit_headers(said)
     assert limiter.wait() >= 30
     assert limiter.parse_rate_limit_headers({"Date": "x"}) is None
+
+
+def told(limiter, headers, **words):
+    return limiter.parse_rate_limit_headers(headers, **words)
+
+
+def told_async(limiter, headers, **words):
+    return asyncio.run(limiter.parse_rate_limit_headers_async(headers, **words))
+
+
+@pytest.mark.parametrize("tell", [told, told_async])
+@pytest.mark.parametrize("spec", ["10/1s", Limit("10/1m", algorithm="window"), "10/1d", "10 at once"])
+def test_retry_after_by_itself_closes_the_gate(clock, tell, spec):
+    """Whatever the limit counts; it counts as a 429."""
+    limiter = clock.limiter(spec)
+    limiter.acquire()
+    assert tell(limiter, {"retry-after": "30"}).reset_s == 30
+    with pytest.raises(Throttled) as caught:
+        limiter.acquire(timeout=1)
+    assert caught.value.retry_after_s == 30
+    assert limiter.get_stats()["total_violations"] == 1
+    assert limiter.endpoints == {}
+
+
+@pytest.mark.parametrize("tell", [told, told_async])
+def test_retry_after_beside_a_quota(clock, tell):
+    """Both are heard, and the quota is what is returned."""
+    limiter = clock.limiter("10/1m")
+    limiter.wait()
+    headers = {"RateLimit-Limit": "10", "RateLimit-Remaining": "4", "RateLimit-Reset": "20"}
+    assert tell(limiter, {**headers, "Retry-After": "45"}).left == 4
+    assert limiter.endpoints["prices"]["remaining"] == 4
+    assert limiter.wait() == pytest.approx(45, abs=10)
+
+
+def test_retry_after_of_an_endpoint(clock):
+    """Holds back that one alone; a date is compared with the server's own."""
+    limiter = clock.limiter("100/1s")
+    headers = {"Date": "Wed, 01 Jan 2020 10:00:00 GMT", "Retry-After": "Wed, 01 Jan 2020 10:02:00 GMT"}
+    assert limiter.parse_rate_limit_headers(headers, "/a").reset_s == 120
+    assert limiter.try_acquire(endpoint="/b")
+    clock.sleep(1)
+    with pytest.raises(Throttled) as caught:
+        limiter.wait(timeout=1, endpoint="/a")
+    assert caught.value.retry_after_s == 119
+
+
+@pytest.mark.parametrize("text", ["0", "", "-5", "soon", "nan"])
+def test_retry_after_that_names_no_wait(clock, text):
+    """Nobody waits for it, and no 429 is counted."""
+    limiter = clock.limiter("100/1s")
+    assert limiter.parse_rate_limit_headers({"Retry-After": text}) is None
+    assert limiter.try_acquire()
+    assert limiter.get_stats()["total_violations"] == 0
 
 
 def test_one_endpoint_blocks_no_other(clock):
@@ -196,6 +296,25 @@ def test_429_without_a_wait_is_a_minute(clock):
         limiter.wait()
         limiter.record_429()
         assert limiter.wait() == pytest.approx(seconds, abs=0.2)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), float("-inf")])
+def test_429_of_no_length(clock, seconds):
+    """The number is said, and nothing is closed."""
+    limiter = clock.limiter()
+    for record in (limiter.record_429, lambda wait: asyncio.run(limiter.record_429_async(wait))):
+        with pytest.raises(ConfigurationError, match=f"retry_after is {seconds}, but has to be seconds"):
+            record(seconds)
+    assert limiter.try_acquire()
+
+
+def test_429_for_longer_than_a_week(clock):
+    """Is one for a week, as that of a header."""
+    limiter = clock.limiter()
+    limiter.record_429(1e9)
+    with pytest.raises(Throttled) as caught:
+        limiter.wait(timeout=1)
+    assert caught.value.retry_after_s == 7 * 86_400
 
 
 def test_429s_of_one_moment_count_once(clock):
