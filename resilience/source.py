@@ -1,7 +1,9 @@
 """One source of data as any program calls it: its circuit, its limits and its retries under one name.
 
     binance = Source("binance", limits=["1200/1m"], retry=RetryPolicy(max_retries=5))
-    rows = binance.retry_with_backoff(exchange.fetch_ohlcv, "BTC/USDT")
+    rows = binance.retry_with_backoff(exchange.fetch_ohlcv, "BTC/USDT")  # of any client, with any errors
+
+    shop = Source("shop", on=(requests.ConnectionError, requests.Timeout))  # no other is retried
 
     @with_resilience("binance", limits=["1200/1m"])
     def klines(symbol): ...
@@ -12,6 +14,7 @@ a retry: `@breaker` over `@retry`.
 """
 
 import asyncio
+import copy
 import functools
 import inspect
 import math
@@ -38,13 +41,35 @@ from resilience.guard import (
     Refuse,
     Wait,
 )
-from resilience.limiter import RateLimiter
-from resilience.policy import BreakerPolicy, Limit, RetryPolicy
-from resilience.retry import Retry
+from resilience.limiter import RateLimiter, throttled
+from resilience.policy import BreakerPolicy, Lane, Limit, RetryPolicy
+from resilience.retry import On, Retry, called
 from resilience.store.memory import MemoryStore
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What a program does wrong by itself; no service mends that.
+_MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    ReferenceError,
+    StopAsyncIteration,
+    StopIteration,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+)
+_PACING = frozenset({Kind.THROTTLED, Kind.BANNED})
 
 
 class Source:
@@ -52,10 +77,18 @@ class Source:
 
     `circuit` is a name in the registry `known` (its store is the source's), or a breaker of your own, with
     its `exclude`. An error that is not ours counts as a failure of the service, as every breaker's users
-    expect; ours say so themselves. `limits` are texts, `Limit`s shared by all who call the source, or
-    `RateLimiter`s. A call waits `patience_s` at most for its limits, then raises `Throttled`; behind an open
-    circuit it raises `CircuitOpenError` at once. Where the store is away no call begins
-    (`StoreUnavailableError`); after a call that is only logged.
+    expect; ours say so themselves.
+
+    `on` says which errors are retried, as that of a `Retry`. Without it those that say so (`recoverable`),
+    and of errors that say nothing those that the circuit counts as a failure, such as the errors of any HTTP
+    client; but no mistake, such as a TypeError or a ValueError.
+
+    `limits` are texts, `Limit`s shared by all who call the source, or `RateLimiter`s. A call waits
+    `patience_s` at most for its limits, then raises `Throttled`; behind an open circuit it raises
+    `CircuitOpenError` at once. `weight` is what a call counts in them: more than a hundredth of a limit needs
+    its `burst` to be as large. With `lane=Lane.BACKFILL` calls leave each limit's `reserve` to live work.
+
+    Where the store is away no call begins (`StoreUnavailableError`); after a call that is only logged.
     """
 
     def __init__(
@@ -66,6 +99,9 @@ class Source:
         breaker: BreakerPolicy | None = None,
         limits: Sequence[str | Limit | RateLimiter] = (),
         retry: RetryPolicy | Retry | None = None,
+        on: On | None = None,
+        weight: float = 1,
+        lane: Lane = Lane.LIVE,
         patience_s: float = 60.0,
         known: Circuits = circuits,
         sleep: Callable[[float], object] = time.sleep,
@@ -81,10 +117,13 @@ class Source:
         )
         self.guard: Guard = self.circuit.guard
         self.guard_async = self.circuit.guard_async
-        self.retry = retry if isinstance(retry, Retry) else Retry(retry, sleep=sleep, sleep_async=sleep_async)
+        made = retry if isinstance(retry, Retry) else Retry(retry, sleep=sleep, sleep_async=sleep_async)
+        self.retry = self._retrying(made, on)
         self.patience_s = patience_s
         api = self.circuit.api
-        self.ask = Ask(api, (self.circuit,), tuple(_limiter(limit, api) for limit in limits))
+        shared = tuple(_limiter(limit, api) for limit in limits)
+        self.ask = Ask(api, (self.circuit,), shared, weight, Lane(lane))
+        self.guard.unasked(self.ask)  # says at once if the weight does not fit
         if isinstance(self.guard.store, MemoryStore):
             self.guard.store.mark_fresh([api])  # nobody else can have called with it
         self._sleep, self._sleep_async = sleep, sleep_async
@@ -95,6 +134,7 @@ class Source:
 
     def __call__(self, func: F) -> F:
         """Decorate a function or a coroutine function: each call of it is `retry_with_backoff`."""
+        self.retry.check(func, awaited=inspect.iscoroutinefunction(func))
         if inspect.iscoroutinefunction(func):
 
             @functools.wraps(func)
@@ -111,6 +151,7 @@ class Source:
 
     def retry_with_backoff(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `func` again and again while its error is worth it; raises the last error."""
+        self.retry.check(func, awaited=False)
         made = 0
 
         @functools.wraps(func)
@@ -118,7 +159,7 @@ class Source:
             nonlocal made
             with self.calling(again=made > 0):
                 made += 1
-                return func(*args, **kwargs)
+                return called(func, *args, **kwargs)
 
         return self.retry.call(attempt, *args, **kwargs)
 
@@ -126,6 +167,7 @@ class Source:
         self, func: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any
     ) -> T:
         """`retry_with_backoff` for a coroutine function."""
+        self.retry.check(func, awaited=True)
         made = 0
 
         @functools.wraps(func)
@@ -138,12 +180,14 @@ class Source:
         return await self.retry.call_async(attempt, *args, **kwargs)
 
     @contextmanager
-    def calling(self, *, again: bool = False) -> Iterator[None]:
+    def calling(
+        self, *, again: bool = False, weight: float | None = None, lane: Lane | None = None
+    ) -> Iterator[None]:
         """The block of a `with` statement as one call: it begins when limits and circuit let it.
 
-        `again` counts it as a retry.
+        `again` counts it as a retry; `weight` and `lane` are the source's unless they are given.
         """
-        lease = self._enter()
+        lease = self._enter(self._ask(weight, lane))
         began = time.perf_counter()
         try:
             yield
@@ -153,9 +197,11 @@ class Source:
         self.guard.settle_quietly(lease, self._ended(None, began, again=again))
 
     @asynccontextmanager
-    async def calling_async(self, *, again: bool = False) -> AsyncIterator[None]:
+    async def calling_async(
+        self, *, again: bool = False, weight: float | None = None, lane: Lane | None = None
+    ) -> AsyncIterator[None]:
         """`calling` for `async with`; a task that is cancelled gives back what it held."""
-        lease = await self._enter_async()
+        lease = await self._enter_async(self._ask(weight, lane))
         began = time.perf_counter()
         try:
             yield
@@ -178,11 +224,11 @@ class Source:
 
         None is a minute, doubled while it goes on.
         """
-        self.guard.settle_quietly(self.guard.unasked(self.ask), _throttled(retry_after))
+        self.guard.settle_quietly(self.guard.unasked(self.ask), throttled(retry_after))
 
     async def record_rate_limit_async(self, retry_after: float | None = None) -> None:
         """`record_rate_limit`, without blocking the loop."""
-        await self.guard_async.settle_quietly(self.guard_async.unasked(self.ask), _throttled(retry_after))
+        await self.guard_async.settle_quietly(self.guard_async.unasked(self.ask), throttled(retry_after))
 
     def record_success(self) -> None:
         """A call that was made without this object went well."""
@@ -195,14 +241,22 @@ class Source:
         await self.circuit.record_success_async()
 
     def record_failure(self, error: BaseException | None = None) -> None:
-        """A call that was made without this object failed; what its class says decides whether it counts."""
+        """A call that was made without this object failed; what its class says decides whether it counts.
+
+        A RateLimitError or a BannedError holds back everybody who shares the limits.
+        """
         self._counts.add(error or Exception("unknown"))
         self.circuit.record_failure(error)
+        if self._paces(error):
+            self.guard.settle_quietly(self.guard.unasked(self._limits), CallResult.of(error, latency_s=0.0))
 
     async def record_failure_async(self, error: BaseException | None = None) -> None:
         """`record_failure`, without blocking the loop."""
         self._counts.add(error or Exception("unknown"))
         await self.circuit.record_failure_async(error)
+        if self._paces(error):
+            lease = self.guard_async.unasked(self._limits)
+            await self.guard_async.settle_quietly(lease, CallResult.of(error, latency_s=0.0))
 
     def get_health_status(self) -> dict[str, Any]:
         """The circuit (as its `get_status`) and what this process has called, as JSON.
@@ -220,20 +274,54 @@ class Source:
         self.circuit.close()
         self._counts = _Counts()
 
-    def _enter(self) -> Lease:
+    def _retrying(self, retry: Retry, on: On | None) -> Retry:
+        """The retry with the source's `on`; one of somebody's own stays as it is."""
+        if retry.on is None:
+            retry = copy.copy(retry)
+            retry.on = self._is_worth_it if on is None else on
+        elif on is not None:
+            raise ConfigurationError(f"source {self.name}: the Retry says already which errors are worth it")
+        return retry
+
+    def _is_worth_it(self, error: Exception) -> bool:
+        """What the error says itself; where it says nothing, whether the service has failed."""
+        said = getattr(error, "recoverable", None)
+        if said is not None:
+            return bool(said)
+        return not isinstance(error, _MISTAKES) and self.circuit.kind_of(error) is Kind.FAILURE
+
+    @property
+    def _limits(self) -> Ask:
+        """Everybody who is held back by a 429; what the circuit hears of one it hears elsewhere."""
+        return replace(self.ask, circuits=())
+
+    def _paces(self, error: BaseException | None) -> bool:
+        return error is not None and self.circuit.kind_of(error) in _PACING
+
+    def _ask(self, weight: float | None, lane: Lane | None) -> Ask:
+        if weight is None and lane is None:
+            return self.ask
+        own = self.ask
+        return replace(
+            own,
+            weight=own.weight if weight is None else weight,
+            lane=own.lane if lane is None else Lane(lane),
+        )
+
+    def _enter(self, ask: Ask) -> Lease:
         ticket, left_s = None, self.patience_s
         while True:
-            verdict = self.guard.admit(self.ask, ticket=ticket, patience_s=left_s)
+            verdict = self.guard.admit(ask, ticket=ticket, patience_s=left_s)
             if isinstance(verdict, Go):
                 return verdict.lease
             ticket, wait_s = self._must_wait(verdict, left_s)
             self._sleep(wait_s)
             left_s -= wait_s
 
-    async def _enter_async(self) -> Lease:
+    async def _enter_async(self, ask: Ask) -> Lease:
         ticket, left_s = None, self.patience_s
         while True:
-            verdict = await self.guard_async.admit(self.ask, ticket=ticket, patience_s=left_s)
+            verdict = await self.guard_async.admit(ask, ticket=ticket, patience_s=left_s)
             if isinstance(verdict, Go):
                 return verdict.lease
             ticket, wait_s = self._must_wait(verdict, left_s)
@@ -308,10 +396,6 @@ class _Counts:
 
 def _lets_through(view: CircuitView) -> bool:
     return view.state in {CircuitState.CLOSED, CircuitState.DISABLED} or view.free_permits > 0
-
-
-def _throttled(retry_after: float | None) -> CallResult:
-    return CallResult(Kind.THROTTLED, 0.0, retry_after_s=retry_after)
 
 
 def _limiter(limit: str | Limit | RateLimiter, api: str) -> RateLimiter:

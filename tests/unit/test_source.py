@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import ssl
 
 import pytest
+import requests
 
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
 from resilience.errors import (
+    BannedError,
     CircuitOpenError,
     ConfigurationError,
     NotFoundError,
@@ -17,7 +20,7 @@ from resilience.errors import (
     Throttled,
 )
 from resilience.limiter import RateLimiter
-from resilience.policy import BreakerPolicy, Limit, RetryPolicy
+from resilience.policy import BreakerPolicy, Lane, Limit, RetryPolicy
 from resilience.retry import Retry, retry
 from resilience.source import Source, with_resilience
 from resilience.store.memory import MemoryStore
@@ -281,6 +284,58 @@ def test_awaited_verbs_for_calls_made_elsewhere(world):
     assert caught.value.retry_after_s == 30
 
 
+def failed(source, error):
+    source.record_failure(error)
+
+
+def failed_async(source, error):
+    asyncio.run(source.record_failure_async(error))
+
+
+@pytest.mark.parametrize("record", [failed, failed_async])
+@pytest.mark.parametrize("limits", [["600/1m"], []])
+@pytest.mark.parametrize("kind", [RateLimitError, BannedError])
+def test_recorded_429s_and_bans_hold_back_everybody(world, record, kind, limits):
+    """For as long as the server said; the circuit leaves them to the limits."""
+    source, other = world.source(limits=limits), world.source(limits=limits, patience_s=5)
+    record(source, kind(retry_after_s=600))
+    with pytest.raises(Throttled) as caught:
+        other.retry_with_backoff(world.fetch)
+    assert caught.value.retry_after_s == 600
+    assert source.check_circuit_breaker()
+
+
+@pytest.mark.parametrize("record", [failed, failed_async])
+def test_a_recorded_429_that_names_no_wait(world, record):
+    """Is a minute for the limits, and a failure for the circuit: one, not two."""
+    source = world.source(limits=["600/1m"])
+    record(source, RateLimitError())
+    assert source.circuit.fail_counter == 1
+    with pytest.raises(Throttled) as caught:
+        world.source(limits=["600/1m"], patience_s=5).retry_with_backoff(world.fetch)
+    assert caught.value.retry_after_s == 60
+
+
+def test_a_recorded_429_gives_back_the_permit(world):
+    """Of a half-open circuit that was asked by hand."""
+    source = world.source(breaker=BreakerPolicy(half_open_calls=1, half_open_successes=1))
+    source.circuit.half_open()
+    assert source.circuit.can_attempt()
+    source.record_failure(RateLimitError(retry_after_s=5))
+    assert source.circuit.view.free_permits == 1
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_rate_limit_of_no_length(world, seconds):
+    """Closes nothing."""
+    source = world.source(limits=["60/1m"], patience_s=0)
+    with pytest.raises(ConfigurationError, match=f"retry_after is {seconds}"):
+        source.record_rate_limit(seconds)
+    with pytest.raises(ConfigurationError, match=f"retry_after is {seconds}"):
+        asyncio.run(source.record_rate_limit_async(seconds))
+    assert source.retry_with_backoff(world.fetch) == "BTC"
+
+
 def test_check_only_looks(world):
     """It takes no permit of a half-open circuit."""
     source = world.source(breaker=BreakerPolicy(half_open_calls=1, half_open_successes=1))
@@ -374,6 +429,168 @@ def test_a_retry_of_ones_own(world, call):
     assert "fetch" in heard[0].name
 
 
+# which errors are retried
+
+
+class ExchangeError(Exception):
+    """Of no builtin kind."""
+
+
+FOREIGN = [
+    requests.ConnectionError("refused"),
+    requests.Timeout(),
+    ExchangeError("as libraries of exchanges have it, and clients such as httpx"),
+    ConnectionResetError(),
+    OSError("the network is down"),
+    Exception("who knows"),
+]
+MISTAKES = [
+    TypeError(),
+    ValueError(),
+    KeyError(),
+    AttributeError(),
+    IndexError(),
+    ZeroDivisionError(),
+    NotImplementedError(),
+    ssl.SSLCertVerificationError(),
+    requests.exceptions.MissingSchema(),
+]
+
+
+@pytest.mark.parametrize("error", [*FOREIGN, ServerError()], ids=lambda error: type(error).__name__)
+def test_what_the_circuit_counts_is_retried(world, call, error):
+    """Errors of any client, whatever class it has for them."""
+    source = world.source()
+    world.errors = [error, error]
+    assert call(source, world) == "BTC"
+    assert (world.calls, world.waits) == (3, [1, 2])
+    assert source.circuit.view.reading.total_failures == 2
+
+
+@pytest.mark.parametrize("error", [*MISTAKES, NotFoundError()], ids=lambda error: type(error).__name__)
+def test_mistakes_are_not_retried(world, call, error):
+    """Nor what says itself that another call would not mend it."""
+    world.errors = [error]
+    with pytest.raises(type(error)):
+        call(world.source(), world)
+    assert (world.calls, world.waits) == (1, [])
+
+
+def test_what_the_circuit_excludes_is_not_retried(world, call):
+    """It is an answer and no failure."""
+    own = CircuitBreaker(exclude=[ExchangeError], name="own", api="shop", store=world.known.store)
+    world.errors = [ExchangeError()]
+    with pytest.raises(ExchangeError):
+        call(world.source(circuit=own), world)
+    assert world.calls == 1
+
+
+@pytest.mark.parametrize("on", [KeyError, (KeyError,), lambda error: isinstance(error, KeyError)])
+@pytest.mark.parametrize("retry", [RetryPolicy(attempts=2), Retry(RetryPolicy(attempts=2, base_s=0))])
+def test_on_says_which(world, call, on, retry):
+    """In place of all that; a Retry that names none takes the source's."""
+    world.errors = [KeyError(), ServerError()]
+    with pytest.raises(ServerError):
+        call(world.source(on=on, retry=retry), world)
+    assert world.calls == 2
+
+
+def test_a_retry_that_names_no_errors_is_not_changed(world):
+    """Whoever else uses it has its own rule; in the source it retries what the source says."""
+    own = Retry(RetryPolicy(attempts=2, base_s=0))
+    world.errors = [ExchangeError()]
+    assert world.source(retry=own).retry_with_backoff(world.fetch) == "BTC"
+    assert own.on is None
+
+
+def test_decorator_by_name_takes_on(world):
+    """As every option of a source."""
+    world.errors = [ValueError(), ValueError()]
+    assert with_resilience("shop", **world.options(on=ValueError))(world.fetch)() == "BTC"
+
+
+# what shows no end
+
+
+def rows():
+    yield 1
+    raise ServerError
+
+
+async def rows_async():
+    yield 1
+
+
+@pytest.mark.parametrize("func", [rows, rows_async])
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda source, func: source(func),
+        lambda source, func: source.retry_with_backoff(func),
+        lambda source, func: asyncio.run(source.retry_with_backoff_async(func)),
+    ],
+)
+def test_generators_are_refused(world, way, func):
+    """Their end comes after the call's: it would count as good whatever becomes of it."""
+    source = world.source()
+    with pytest.raises(ConfigurationError, match="is a generator"):
+        way(source, func)
+    assert source.get_health_status()["calls"] == 0
+
+
+def test_a_coroutine_that_nobody_awaits_is_no_success(world):
+    """Neither as a coroutine function nor where a function hides it."""
+    source = world.source()
+    with pytest.raises(ConfigurationError, match="await the form that ends in _async"):
+        source.retry_with_backoff(world.fetch_async)
+    assert source.get_health_status()["calls"] == 0
+    with pytest.raises(ConfigurationError, match="await the form that ends in _async"):
+        source(lambda: world.fetch_async())()  # noqa: PLW0108 - it hides that this is one
+    assert source.get_health_status()["circuit"]["statistics"]["total_successes"] == 0
+    assert source.circuit.fail_counter == 0
+    assert world.calls == 0
+
+
+# weights and lanes
+
+
+def test_weight(world, call):
+    """Of each call, unless a block names its own."""
+    source = world.source(limits=[Limit("60/1m", algorithm="window")], weight=20, patience_s=0)
+    call(source, world)
+    with source.calling(weight=39):
+        pass
+    with pytest.raises(Throttled):
+        call(source, world)
+    with source.calling(weight=1), pytest.raises(Throttled), source.calling(weight=1):
+        pass
+
+
+def test_lane(world, call):
+    """A backfill leaves the reserve to live work, blocking and awaited."""
+    options = {"limits": [Limit("10/1m", algorithm="window", reserve=0.3)], "patience_s": 0}
+    live, backfill = world.source(**options), world.source(**options, lane=Lane.BACKFILL)
+    call(live, world)
+    for _ in range(6):
+        call(backfill, world)
+    with pytest.raises(Throttled):
+        call(backfill, world)
+    with pytest.raises(Throttled), live.calling(lane=Lane.BACKFILL):
+        pass
+
+    async def main():
+        with pytest.raises(Throttled):
+            async with live.calling_async(lane=Lane.BACKFILL):
+                pass
+        async with backfill.calling_async(lane=Lane.LIVE, weight=2):
+            pass
+
+    asyncio.run(main())
+    call(live, world)
+    with pytest.raises(Throttled):
+        call(live, world)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -383,6 +600,9 @@ def test_a_retry_of_ones_own(world, call):
         ({"patience_s": -5}, "shop: patience_s is -5, but has to be 0 or more"),
         ({"patience_s": float("nan")}, "patience_s is nan"),
         ({"patience_s": float("inf")}, "patience_s is inf"),
+        ({"on": KeyError, "retry": Retry(on=OSError)}, "the Retry says already which errors"),
+        ({"limits": ["60/1m"], "weight": -1}, "weight -1, but it has to be above 0"),
+        ({"limits": ["60/1m"], "weight": 2}, "a call of weight 2 does not fit limit 60/1m of shop"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(world, options, said):
