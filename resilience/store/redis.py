@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+import hiredis
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -92,29 +94,17 @@ _DAY_MS = DAY_US // 1000
 _STATES = {state.value.encode(): state for state in CircuitState}
 
 
-class _Packed(NamedTuple):
-    """Arguments of a command as they go over the wire, and how many they are."""
-
-    size: int
-    data: bytes
-
-    def and_(self, *others: "_Packed") -> "_Packed":
-        packed = (self, *others)
-        return _Packed(sum(one.size for one in packed), b"".join([one.data for one in packed]))
+# A command, or a part of one: what hiredis packs.
+_Words = tuple[str | float, ...]
 
 
-def _pack(*values: str | float) -> _Packed:
-    encoded = [str(value).encode() for value in values]
-    return _Packed(len(values), b"".join([b"$%d\r\n%b\r\n" % (len(value), value) for value in encoded]))
-
-
-def _flat(*values: Iterable[str | float]) -> _Packed:
-    return _pack(*[value for several in values for value in several])
+def _flat(*values: Iterable[str | float]) -> _Words:
+    return tuple(chain.from_iterable(values))
 
 
 class _Script(NamedTuple):
-    by_sha: _Packed
-    by_source: _Packed
+    by_sha: _Words
+    by_source: _Words
 
 
 def _compose(parts: Sequence[str], call: str) -> _Script:
@@ -125,7 +115,7 @@ def _compose(parts: Sequence[str], call: str) -> _Script:
     bodies = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts]
     source = "\n".join([*constants, *bodies, call])
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return _Script(_pack("EVALSHA", sha), _pack("EVAL", source))
+    return _Script(("EVALSHA", sha), ("EVAL", source))
 
 
 _COMMON = ("wire", "circuit", "gate", "pace", "window")
@@ -144,9 +134,8 @@ _RESTORE = _compose(("wire", "gate", "restore"), "return restore()")
 _REPAY = _compose(("wire", "gate", "window", "repay"), "return repay()")
 _ALLOT = _compose(("wire", "window", "allot"), "return allot()")
 
-_NOTHING = _pack(0)
-_FLAGS = tuple(_pack(flags) for flags in range(16))
-_NOTHING_TOLD = _pack(0, 0)
+_NOTHING = (0,)
+_NOTHING_TOLD = (0, 0)
 _WEIGHTS_KEPT = 64
 
 
@@ -157,27 +146,27 @@ class _Wire:
         self._route = ref(route)  # the store keeps this as long as the route lives, which it must not prolong
         circuits, seats = _circuit_keys(route.circuits), [spec.key for spec in route.seats]
         buckets = [spec.key for spec in route.rates]
-        self.admit_keys = _pack(
+        self.admit_keys = (
             *(keys.since(route.api), keys.restored(route.api), *circuits, *route.gate_keys, *seats),
             *([spec.key for spec in route.windows]),
             *buckets,
         )
         heard, events = route.gate_keys[: route.heard], keys.events(route.api)
-        self.events_key = _pack(events)
+        self.events_key = events
         self.learning = [spec for spec in route.rates if spec.adaptive]
-        self.settle_keys = _pack(events, *circuits, *heard, *seats, *[spec.key for spec in self.learning])
-        self.throttled_keys = _pack(events, *circuits, *heard, *seats, *buckets)
-        self.banned_keys = _pack(events, *circuits, *route.gate_keys, *seats, *buckets)
+        self.settle_keys = (events, *circuits, *heard, *seats, *[spec.key for spec in self.learning])
+        self.throttled_keys = (events, *circuits, *heard, *seats, *buckets)
+        self.banned_keys = (events, *circuits, *route.gate_keys, *seats, *buckets)
         self.policies = _flat((len(route.circuits),), *map(_policy, route.circuits))
         self.seats = _flat(
             (len(route.gates), len(seats)), *((spec.seats, spec.lease_us) for spec in route.seats)
         )
-        self.sizes = _gates(route.strikes[: route.heard]).and_(_pack(len(seats)))
-        self.banned_sizes = _gates(route.strikes).and_(_pack(len(seats)))
+        self.sizes = (*_gates(route.strikes[: route.heard]), len(seats))
+        self.banned_sizes = (*_gates(route.strikes), len(seats))
         longest_us = max((spec.window_us for spec in route.rates), default=0)
         longest_us = max(longest_us, *[spec.length_us for spec in route.windows], 0)
-        self.since_ttl = _pack(max(8 * _DAY_MS, 2 * longest_us // 1000))
-        self._weights: dict[float, _Packed] = {}
+        self.since_ttl = max(8 * _DAY_MS, 2 * longest_us // 1000)
+        self._weights: dict[float, _Words] = {}
 
     @property
     def route(self) -> Route:
@@ -186,7 +175,7 @@ class _Wire:
         assert route is not None
         return route
 
-    def rates(self, weight: float) -> _Packed:
+    def rates(self, weight: float) -> _Words:
         """The buckets' arguments for a call of this weight."""
         if weight not in self._weights:
             if len(self._weights) >= _WEIGHTS_KEPT:
@@ -196,7 +185,7 @@ class _Wire:
             )
         return self._weights[weight]
 
-    def windows(self, weight: float, about_us: int) -> _Packed:
+    def windows(self, weight: float, about_us: int) -> _Words:
         """The windows' arguments."""
         if not self.route.windows:
             return _NOTHING
@@ -236,7 +225,7 @@ class RedisStore:
         self._now_us = now_us
         self._recall = recall
         self._named, self._actor = actor, actor or this_process()
-        self._stamp = _pack("", self._actor)
+        self._stamp = ("", self._actor)
         self._idle: deque[Any] = deque()
         self._pid = os.getpid()
         self._wires: WeakKeyDictionary[Route, _Wire] = WeakKeyDictionary()
@@ -258,8 +247,8 @@ class RedisStore:
         before, after = self._wire(report.grant.request.route), self._wire(request.route)
         settled, admitted = self._run(
             _SETTLE_AND_ADMIT,
-            _settle_keys(before, report).and_(_admit_keys(after, request)),
-            self._settle_args(before, report).and_(self._admit_args(after, request)),
+            (*_settle_keys(before, report), *_admit_keys(after, request)),
+            (*self._settle_args(before, report), *self._admit_args(after, request)),
         )
         return self._settled(report, *settled), self._answer(request, admitted)
 
@@ -283,7 +272,7 @@ class RedisStore:
         replies = self._run_all(
             (
                 _VIEW,
-                _pack(*[key for spec in asked for key in _move_keys(spec)]),
+                tuple([key for spec in asked for key in _move_keys(spec)]),
                 _flat((len(asked),), *map(_policy, asked)),
             )
             for asked in by_api.values()
@@ -299,7 +288,7 @@ class RedisStore:
 
     def events(self, api: str, after: str = "0-0") -> list[Event]:
         """See `Store.events`."""
-        entries = self._command(_pack("XRANGE", keys.events(api), f"({after}", "+"))
+        entries = self._command(("XRANGE", keys.events(api), f"({after}", "+"))
         return [_event(*entry) for entry in entries]
 
     def _restore(self, specs: Iterable[CircuitSpec]) -> None:
@@ -321,33 +310,33 @@ class RedisStore:
     def limits(self, specs: Sequence[LimitSpec]) -> list[LimitReading]:
         """See `Store.limits`. Nothing to be read is a question whether Redis is there."""
         if not specs:
-            self._command(_pack("PING"))
+            self._command(("PING",))
         readings: dict[LimitSpec, LimitReading] = {}
         for api in dict.fromkeys(spec.api for spec in specs):
             asked = [spec for spec in specs if spec.api == api]
             names = [name for spec in asked for name in (spec.gate, spec.key)]
-            args = _pack(len(asked), *[int(isinstance(spec, SeatSpec)) for spec in asked])
-            now, *seen = self._run(_LIMITS, _pack(*names), args)
+            args = (len(asked), *[int(isinstance(spec, SeatSpec)) for spec in asked])
+            now, *seen = self._run(_LIMITS, tuple(names), args)
             for spec, gate, kept in zip(asked, seen[::2], seen[1::2], strict=True):
                 readings[spec] = _limit_reading(spec, gate, kept, now)
         return [readings[spec] for spec in specs]
 
     def adjust(self, spec: RateSpec, factor: float) -> None:
         """See `Store.adjust`."""
-        self._run(_ADJUST, _pack(spec.key), _pack(spec.start, factor))
+        self._run(_ADJUST, (spec.key,), (spec.start, factor))
 
     def restore(self, api: str, remembered: Remembered) -> None:
         """See `Store.restore`."""
         gates = [keys.gate(api, ban.sharer) for ban in remembered.bans]
-        names = _pack(keys.restored(api), *gates, *[spent.key for spent in remembered.budgets])
+        names = (keys.restored(api), *gates, *[spent.key for spent in remembered.budgets])
         bans = _flat((len(gates),), *((ban.until_us, ban.count) for ban in remembered.bans))
         budgets = ((spent.begin_us, spent.amount) for spent in remembered.budgets)
-        self._run(_RESTORE, names, bans.and_(_flat((len(remembered.budgets),), *budgets)))
+        self._run(_RESTORE, names, (*bans, *_flat((len(remembered.budgets),), *budgets)))
 
     def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
         """See `Store.allot`."""
-        args = _pack(*_window(budget, 0, self._about_us()), begin_us, amount)
-        self._run(_ALLOT, _pack(budget.key), args)
+        args = (*_window(budget, 0, self._about_us()), begin_us, amount)
+        self._run(_ALLOT, (budget.key,), args)
 
     def repay(
         self, debts: Sequence[tuple[LimitSpec, int]], hold_us: int, gates: Sequence[Closed] = ()
@@ -359,12 +348,13 @@ class RedisStore:
             rates = [(spec, debt) for spec, debt in owed if isinstance(spec, RateSpec)]
             windows = [spec for spec, _ in owed if isinstance(spec, WindowSpec)]
             in_flight = any(isinstance(spec, SeatSpec) for spec, _ in owed)
-            names = _pack(
+            names = (
                 *(keys.since(api), *[spec.key for spec, _ in rates], *[spec.key for spec in windows]),
                 *[keys.gate(api, closed.sharer) for closed in shut],
             )
             spent = ((spec.burst_us, spec.slack_us, _ttl_ms(spec.window_us), debt) for spec, debt in rates)
-            args = _pack(hold_us, 8 * _DAY_MS, int(in_flight)).and_(
+            args = _flat(
+                (hold_us, 8 * _DAY_MS, int(in_flight)),
                 _flat((len(rates),), *spent),
                 _flat((len(windows),), *(_window(spec, 0, self._about_us()) for spec in windows)),
                 _flat((len(shut),), *((each.for_us, each.banned_for_us, each.bans) for each in shut)),
@@ -374,7 +364,7 @@ class RedisStore:
     def mark_fresh(self, apis: Iterable[str]) -> None:
         """See `Store.mark_fresh`."""
         for api in apis:
-            self._command(_pack("SET", keys.since(api), 1, "NX", "PX", 8 * _DAY_MS))
+            self._command(("SET", keys.since(api), 1, "NX", "PX", 8 * _DAY_MS))
 
     @cached_property
     def asynchronous(self) -> "AsyncRedisStore":
@@ -392,30 +382,25 @@ class RedisStore:
         """The time by our own clock; it only has to tell yesterday from tomorrow."""
         return wall_clock_us() if self._now_us is None else self._now_us()
 
-    def _admit_args(self, wire: _Wire, request: Request) -> _Packed:
-        asked = _pack(request.id, request.patience_us)
+    def _admit_args(self, wire: _Wire, request: Request) -> _Words:
         flags = (request.ticket is not None) + 2 * request.live + 4 * request.ledger
-        told = _FLAGS[flags + 8 * (self._recall is not None)]
+        flags += 8 * (self._recall is not None)
         windows = wire.windows(request.weight, self._about_us()) if wire.route.windows else _NOTHING
         rates = wire.rates(request.weight)
-        return asked.and_(wire.since_ttl, told, wire.policies, wire.seats, windows, rates)
+        asked = request.id, request.patience_us, wire.since_ttl, flags
+        return (*asked, *wire.policies, *wire.seats, *windows, *rates)
 
-    def _settle_args(self, wire: _Wire, report: Report) -> _Packed:
+    def _settle_args(self, wire: _Wire, report: Report) -> _Words:
         grant = report.grant
         retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
-        ended = _pack(
-            grant.request.id, report.kind.value, grant.started_us, retry_after_us, report.latency_us
-        )
+        ended = grant.request.id, report.kind.value, grant.started_us, retry_after_us, report.latency_us
         sizes = wire.banned_sizes if report.kind is Kind.BANNED else wire.sizes
-        return ended.and_(
-            wire.policies,
-            _marks(wire.route, report),
-            sizes,
-            _paces(wire, report),
-            self._told(wire.route, report.told),
+        return (
+            *(*ended, *wire.policies, *_marks(wire.route, report), *sizes),
+            *(*_paces(wire, report), *self._told(wire.route, report.told)),
         )
 
-    def _told(self, route: Route, told: Sequence[Told]) -> _Packed:
+    def _told(self, route: Route, told: Sequence[Told]) -> _Words:
         if not told:
             return _NOTHING_TOLD
         rates, windows = _told_of(route, told)
@@ -424,7 +409,7 @@ class RedisStore:
             for spec, each in windows
         )
         used_up = ((used_up_in(spec, each), spec.slack_us, _ttl_ms(spec.window_us)) for spec, each in rates)
-        return _flat((len(windows),), *corrected).and_(_flat((len(rates),), *used_up))
+        return (*_flat((len(windows),), *corrected), *_flat((len(rates),), *used_up))
 
     def _wire(self, route: Route) -> _Wire:
         wire = self._wires.get(route)
@@ -432,38 +417,37 @@ class RedisStore:
             wire = self._wires[route] = _Wire(route)
         return wire
 
-    def _run(self, script: _Script, names: _Packed, args: _Packed) -> Any:
+    def _run(self, script: _Script, names: _Words, args: _Words) -> Any:
         rest = self._rest(names, args)
         try:
-            return self._command(script.by_sha.and_(*rest))
+            return self._command(script.by_sha + rest)
         except NoScriptError:
-            return self._command(script.by_source.and_(*rest))
+            return self._command(script.by_source + rest)
 
     def _run_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Run scripts in one message. A call is a script, its keys and arguments, and an actor if need be."""
         scripts = [(script, self._rest(*rest)) for script, *rest in calls]
         if not scripts:
             return []
-        replies: list[Any] = self._heal(
-            self._ask_all, [script.by_sha.and_(*rest) for script, rest in scripts]
-        )
+        replies: list[Any] = self._heal(self._ask_all, [script.by_sha + rest for script, rest in scripts])
         for index, ((script, rest), reply) in enumerate(zip(scripts, replies, strict=True)):
             if isinstance(reply, NoScriptError):
-                replies[index] = self._command(script.by_source.and_(*rest))
+                replies[index] = self._command(script.by_source + rest)
         return replies
 
-    def _rest(self, names: _Packed, args: _Packed, actor: str | None = None) -> tuple[_Packed, ...]:
+    def _rest(self, names: _Words, args: _Words, actor: str | None = None) -> _Words:
         self._notice_fork()
         if self._now_us is None and actor is None:
-            return _pack(names.size), names, self._stamp, args
+            return (len(names), *names, *self._stamp, *args)
         now = "" if self._now_us is None else self._now_us()
-        return _pack(names.size), names, _pack(now, actor or self._actor), args
+        return (len(names), *names, now, actor or self._actor, *args)
 
-    def _command(self, packed: _Packed) -> Any:
-        return self._heal(self._ask, [packed])
+    def _command(self, words: _Words) -> Any:
+        return self._heal(self._ask, [words])
 
-    def _heal(self, ask: Callable[[Any, list[bytes]], Any], packed: Sequence[_Packed]) -> Any:
-        commands = [b"*%d\r\n" % each.size + each.data for each in packed]
+    def _heal(self, ask: Callable[[Any, list[bytes]], Any], several: Sequence[_Words]) -> Any:
+        # hiredis' stub speaks of tuples of one.
+        commands = [hiredis.pack_command(words) for words in several]  # type: ignore[arg-type]
         try:
             try:
                 return ask(self._connection(), commands)
@@ -489,7 +473,7 @@ class RedisStore:
         if self._pid != os.getpid():
             self._idle, self._pid = deque(), os.getpid()
             self._actor = self._named or this_process()
-            self._stamp = _pack("", self._actor)
+            self._stamp = ("", self._actor)
 
     def _ask(self, connection: Any, command: list[bytes]) -> Any:
         connection.send_packed_command(command)
@@ -538,7 +522,7 @@ def _policy(spec: CircuitSpec) -> tuple[int, str]:
     return spec.window_us // SLICES, " ".join(map(str, terms))
 
 
-def _gates(strikes: Sequence[tuple[int, int]]) -> _Packed:
+def _gates(strikes: Sequence[tuple[int, int]]) -> _Words:
     return _flat((len(strikes),), *strikes)
 
 
@@ -561,7 +545,7 @@ def _window(spec: WindowSpec, cost: int, about_us: int) -> tuple[float, ...]:
     return *terms, len(edges), *edges
 
 
-def _paces(wire: _Wire, report: Report) -> _Packed:
+def _paces(wire: _Wire, report: Report) -> _Words:
     """What of the buckets learns from this report: the adaptive ones, and of a 429 all."""
     throttled = report.kind in {Kind.THROTTLED, Kind.BANNED}
     specs = wire.route.rates if throttled else wire.learning
@@ -600,9 +584,9 @@ def _move_keys(spec: CircuitSpec) -> tuple[str, str, str]:
     return spec.key, keys.permits(spec.api, spec.name), keys.override(spec.api, spec.name)
 
 
-def _move(move: Move, *, only_if_missing: bool = False) -> tuple[_Script, _Packed, _Packed]:
+def _move(move: Move, *, only_if_missing: bool = False) -> tuple[_Script, _Words, _Words]:
     told = (move.state.value, move.until_us, move.why, int(only_if_missing))
-    names = _pack(keys.events(move.spec.api), *_move_keys(move.spec))
+    names = (keys.events(move.spec.api), *_move_keys(move.spec))
     return _MOVE, names, _flat(_policy(move.spec), told)
 
 
@@ -610,12 +594,12 @@ def _ttl_ms(window_us: int) -> int:
     return max(_DAY_MS, math.ceil(window_us / 1000))
 
 
-def _admit_keys(wire: _Wire, request: Request) -> _Packed:
+def _admit_keys(wire: _Wire, request: Request) -> _Words:
     ticket = keys.ticket(request.route.api, request.ticket or request.id)
-    return wire.events_key.and_(_pack(ticket), wire.admit_keys)
+    return (wire.events_key, ticket, *wire.admit_keys)
 
 
-def _settle_keys(wire: _Wire, report: Report) -> _Packed:
+def _settle_keys(wire: _Wire, report: Report) -> _Words:
     match report.kind:
         case Kind.BANNED:
             names = wire.banned_keys
@@ -626,14 +610,14 @@ def _settle_keys(wire: _Wire, report: Report) -> _Packed:
     if not report.told:
         return names
     rates, windows = _told_of(wire.route, report.told)
-    return names.and_(_pack(*[spec.key for spec, _ in windows], *[spec.key for spec, _ in rates]))
+    return (*names, *[spec.key for spec, _ in windows], *[spec.key for spec, _ in rates])
 
 
-def _marks(route: Route, report: Report) -> _Packed:
+def _marks(route: Route, report: Report) -> _Words:
     """Era, slowness and permit of each circuit (learn.lua)."""
     grant = report.grant
-    return _pack(
-        *[
+    return tuple(
+        [
             16 * (era + 1) + _told_to(spec, report) + 2 * is_slow(spec, report) + permit
             for spec, era, permit in zip(route.circuits, grant.eras, grant.permits, strict=True)
         ]
@@ -645,7 +629,7 @@ def _told_to(spec: CircuitSpec, report: Report) -> int:
     return 0 if kind is report.kind else 4 if kind is Kind.FAILURE else 8
 
 
-def _released(grant: Grant) -> tuple[_Packed, _Packed]:
+def _released(grant: Grant) -> tuple[_Words, _Words]:
     route = grant.request.route
     sets = [keys.permits(spec.api, spec.name) for spec in route.circuits]
     sets += [spec.key for spec in route.seats]
@@ -653,12 +637,12 @@ def _released(grant: Grant) -> tuple[_Packed, _Packed]:
     cost = math.ceil(grant.request.weight)
     counted = _flat((len(windows),), *((begin, cost) for begin in grant.periods))
     slots = [(*slot, cost) for slot, cost in zip(grant.slots, grant.costs, strict=True)]
-    args = _pack(grant.request.id, len(sets)).and_(counted, _flat((len(buckets),), *slots))
-    return _pack(*sets, *windows, *buckets), args
+    args = (grant.request.id, len(sets), *counted, *_flat((len(buckets),), *slots))
+    return (*sets, *windows, *buckets), args
 
 
-def _retried(spec: RetrySpec, earned_us: int) -> tuple[_Packed, _Packed]:
-    return _pack(spec.key), _pack(spec.unit_us, spec.room_us, earned_us)
+def _retried(spec: RetrySpec, earned_us: int) -> tuple[_Words, _Words]:
+    return (spec.key,), (spec.unit_us, spec.room_us, earned_us)
 
 
 def _answer(request: Request, reply: list[Any], actor: str) -> Answer:

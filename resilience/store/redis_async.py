@@ -64,8 +64,8 @@ class AsyncRedisStore:
         before, after = self.store._wire(report.grant.request.route), self.store._wire(request.route)
         settled, admitted = await self._run(
             wire._SETTLE_AND_ADMIT,
-            wire._settle_keys(before, report).and_(wire._admit_keys(after, request)),
-            self.store._settle_args(before, report).and_(self._asked(request)),
+            (*wire._settle_keys(before, report), *wire._admit_keys(after, request)),
+            (*self.store._settle_args(before, report), *self._asked(request)),
         )
         return self.store._settled(report, *settled), await self._answer(request, admitted)
 
@@ -99,15 +99,15 @@ class AsyncRedisStore:
 
     async def _run(self, script: Any, names: Any, args: Any) -> Any:
         rest = self.store._rest(names, args)
-        reply = await self._command(script.by_sha.and_(*rest))
+        reply = await self._command(script.by_sha + rest)
         if isinstance(reply, NoScriptError):
-            reply = await self._command(script.by_source.and_(*rest))
+            reply = await self._command(script.by_source + rest)
         if isinstance(reply, Exception):
             raise StoreUnavailableError(f"Redis did not answer: {reply}", cause=reply) from reply
         return reply
 
-    async def _command(self, packed: Any) -> Any:
-        commands = [b"*%d\r\n" % packed.size + packed.data]
+    async def _command(self, words: Any) -> Any:
+        commands = [hiredis.pack_command(words)]
         try:
             try:
                 return (await (await self._link()).ask(commands))[0]

@@ -23,7 +23,7 @@ from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Lane, Limit
 from resilience.store import Ban, Override, Remembered, Spent
 from resilience.store.memory import MemoryStore
-from resilience.store.redis import RedisStore, _pack
+from resilience.store.redis import RedisStore
 from tests.integration.conftest import SERVERS
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
@@ -66,7 +66,7 @@ class World:
     def lose(self):
         """The store forgets everything."""
         if isinstance(self.store, RedisStore):
-            self.store._command(_pack("FLUSHALL"))
+            self.store._command(("FLUSHALL",))
         else:
             self.remember(None)
 
@@ -1074,13 +1074,13 @@ def test_every_key_ends(each_redis_url):
     world.store.restore(
         "binance", Remembered((Ban("host", round(2e15), 1),), (Spent(day.spec.key + "2", 1, 3),))
     )
-    names = world.store._command(_pack("KEYS", "*"))
+    names = world.store._command(("KEYS", "*"))
     assert {name.decode().split(":")[2] for name in names} == {
         *("circuit", "permits", "override", "events", "bucket", "seats", "gate", "ticket", "since"),
         *("window", "restored"),
     }
     assert all(name.startswith(b"penstock:{binance}:") for name in names)
-    ends = {name.decode(): world.store._command(_pack("TTL", name.decode())) for name in names}
+    ends = {name.decode(): world.store._command(("TTL", name.decode())) for name in names}
     ban = ends.pop("penstock:{binance}:gate:host")
     assert ban > 86_400
     assert all(0 < end <= 35 * 86_400 for end in ends.values())

@@ -233,16 +233,15 @@ def test_one_slot_for_each_script(each_redis_url):
     """All keys of a script, whichever it is, have the hash tag of its API, so a cluster can run it."""
     store, sent = RedisStore(each_redis_url), []
     heal = store._heal
-    store._heal = lambda ask, packed: sent.extend(each.data for each in packed) or heal(ask, packed)
+    store._heal = lambda ask, several: sent.extend(several) or heal(ask, several)
     run_every_script(store)
     store.close()
-    commands = [data.split(b"\r\n")[1::2] for data in sent]
     slots = {}
-    for name, script, count, *words in commands:
-        if name == b"EVALSHA":
-            slots.setdefault(script, set()).update(map(key_slot, words[: int(count)]))
+    for name, script, count, *words in sent:
+        if name == "EVALSHA":
+            slots.setdefault(script, set()).update(key_slot(word.encode()) for word in words[:count])
     scripts = [each for each in vars(redis_store).values() if isinstance(each, redis_store._Script)]
-    assert set(slots) == {script.by_sha.data.split(b"\r\n")[3] for script in scripts}
+    assert set(slots) == {script.by_sha[1] for script in scripts}
     assert all(seen == {key_slot(b"a")} for seen in slots.values())
 
 

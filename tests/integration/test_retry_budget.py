@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from resilience.retry import RetryBudget
 from resilience.store import RetrySpec
 from resilience.store.memory import MemoryStore
-from resilience.store.redis import RedisStore, _pack
+from resilience.store.redis import RedisStore
 
 steps = st.lists(
     st.tuples(
@@ -25,7 +25,7 @@ def test_both_stores_agree(each_redis_url, run):
     now = [1_700_000_000_000_000]
     spec = RetrySpec("a", f"budget-{id(run)}", 1_000_000, 3_000_000)
     stores = MemoryStore(now_us=lambda: now[0]), RedisStore(each_redis_url, now_us=lambda: now[0])
-    stores[1]._command(_pack("FLUSHALL"))
+    stores[1]._command(("FLUSHALL",))
     for wait_us, earned_us in run:
         now[0] += wait_us
         ours, theirs = [store.retry(spec, earned_us) for store in stores]
@@ -61,6 +61,6 @@ def test_a_budget_ends_with_its_api(each_redis_url):
     """Its key lives for a day, in the slot of its API."""
     store = RedisStore(each_redis_url)
     RetryBudget(api="a", store=store).withdraw()
-    assert store._command(_pack("KEYS", "*")) == [b"penstock:{a}:retries:all"]
-    assert 0 < store._command(_pack("TTL", "penstock:{a}:retries:all")) <= 86_400
+    assert store._command(("KEYS", "*")) == [b"penstock:{a}:retries:all"]
+    assert 0 < store._command(("TTL", "penstock:{a}:retries:all")) <= 86_400
     store.close()
