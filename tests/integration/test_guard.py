@@ -420,16 +420,19 @@ def fail_recovery(world, klines):
         world.settle(probe, BAD)
 
 
-def test_open_time_grows(world):
-    """By half for every recovery that failed, up to an hour."""
-    klines = world.circuit(open_max=timedelta(seconds=100))
+@pytest.mark.parametrize(
+    ("growth", "expected"), [(1.5, [60, 90, 100, 100]), (1, [60, 60, 60, 60]), (1.2, [60, 72, 86.4, 100])]
+)
+def test_open_time_grows(world, growth, expected):
+    """By half for every recovery that failed, or as the policy says, up to its most."""
+    klines = world.circuit(open_max=timedelta(seconds=100), growth=growth)
     world.trip(klines)
     lengths = []
     for _ in range(4):
         lengths.append((world.refuse(klines).retry_at - world.now).total_seconds())
         world.sleep(lengths[-1])
         fail_recovery(world, klines)
-    assert lengths == [60, 90, 100, 100]
+    assert lengths == expected
 
 
 def reopen(world, klines):
