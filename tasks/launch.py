@@ -6,6 +6,7 @@ every unit's result for ever. Here the same chord is written as one batch from m
 wait for: the units return to it as to any chord.
 """
 
+from functools import partial
 from typing import Any
 
 from celery import Celery, current_app
@@ -30,19 +31,30 @@ def launch(wave: chord) -> None:
     try:
         with away_is_one_error(), batch(app, {unit.options["queue"] for unit in header}) as producer:
             app.backend.set_chord_size(chord_id, len(header))
+            publish = partial(
+                producer.publish,
+                # The queue's own name through the anonymous exchange: FLUSHALL drops named bindings, and
+                # kombu's cache would not write them again.
+                exchange="",
+                serializer=app.conf.task_serializer,
+                delivery_mode=app.conf.task_default_delivery_mode,
+            )
             for index, unit in enumerate(header):
-                _publish(app, producer, unit, body=body, chord_id=chord_id, index=index)
+                message = _message(app, unit, body=body, chord_id=chord_id, index=index)
+                publish(
+                    message.body,
+                    routing_key=unit.options["queue"],
+                    headers=message.headers,
+                    **message.properties,
+                )
     except (OperationalError, *app.backend.connection_errors) as error:
         raise OperationalError(f"the wave was not launched: {error}") from error
 
 
-def _publish(
-    app: Celery, producer: Any, unit: Signature, *, body: Signature, chord_id: str, index: int
-) -> None:
+def _message(app: Celery, unit: Signature, *, body: Signature, chord_id: str, index: int) -> Any:
     task = app.tasks[unit.task]
-    task_id = uuid()
-    message = app.amqp.as_task_v2(
-        task_id,
+    return app.amqp.as_task_v2(
+        uuid(),
         unit.task,
         args=unit.args,
         kwargs=unit.kwargs,
@@ -54,18 +66,15 @@ def _publish(
         time_limit=task.time_limit,
         soft_time_limit=task.soft_time_limit,
         ignore_result=task.ignore_result,
+        argsrepr=_short(app, unit.args),
+        kwargsrepr=_short(app, unit.kwargs),
     )
-    producer.publish(
-        message.body,
-        # The queue's own name through the anonymous exchange: FLUSHALL drops named bindings, and kombu's
-        # cache would not write them again.
-        exchange="",
-        routing_key=unit.options["queue"],
-        serializer=app.conf.task_serializer,
-        headers=message.headers,
-        delivery_mode=app.conf.task_default_delivery_mode,
-        **message.properties,
-    )
+
+
+def _short(app: Celery, arguments: object) -> str | None:
+    """How Flower shows them. Celery's own way of cutting what is long costs half of a launch: only then."""
+    shown = repr(arguments)
+    return shown if len(shown) <= app.amqp.argsrepr_maxsize else None
 
 
 # Redis forgets this key with everything else; a day without a reconciler looks the same and is as harmless.
