@@ -349,6 +349,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def notify_result(self, kind: Kind, error: BaseException | None) -> None:
         """Tell the listeners how a call ended."""
+        if not self._listeners:
+            return
         if kind is Kind.SUCCESS:
             self._notify("success")
         elif kind is Kind.FAILURE:

@@ -76,6 +76,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _ROUTES_KEPT = 4096
+# Looking a member up in its enum is slow in Python 3.11.
+_LIVE = Lane.LIVE
+_PACING = frozenset({Kind.THROTTLED, Kind.BANNED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +348,7 @@ class Guard:
             route,
             os.urandom(9).hex(),
             ask.weight,
-            ask.lane is Lane.LIVE,
+            ask.lane is _LIVE,
             ticket,
             FOREVER_US if patience_s is None else round(patience_s * 1e6),
             self.ledger is not None,
@@ -406,7 +409,7 @@ def _verdict(ask: Ask, answer: Answer) -> Verdict:
 def _report(lease: Lease, result: CallResult) -> Report:
     quotas = _quotas(lease.ask, result.headers) if result.headers else {}
     retry_after_s = result.retry_after_s
-    if retry_after_s is None and quotas and result.kind in {Kind.THROTTLED, Kind.BANNED}:
+    if retry_after_s is None and quotas and result.kind in _PACING:
         retry_after_s = wait_of(quotas.values())
     return Report(
         lease.grant,
