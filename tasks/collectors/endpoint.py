@@ -17,7 +17,7 @@ from tasks.collectors.fields import iso, plain, to_cursor
 from tasks.collectors.paging import Bars, Cursor, Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, Shape, bad_payload, decode, items, kind_of, shape_of
 from tasks.collectors.rules import Rule
-from tasks.collectors.values import Answer, Checkpoint, Page, Request, Unit
+from tasks.collectors.values import Answer, Checkpoint, Page, Reply, Request, Unit
 from tasks.models import records
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ class Endpoint:
             return self._restart(unit, checkpoint, answer)
         try:
             body = decode(answer.body)
-            rows = self.shape.unique(self.parse(row, unit) for row in items(body, self.rows))
+            found = items(body, self.rows)
+            rows = self.shape.unique(self.parse(row, unit) for row in found)
             kept = self._inside(rows, unit, answer)
             highest = (
                 max((to_cursor(row[self.cursor.field]) for row in kept), default=None)
@@ -221,7 +222,7 @@ class Endpoint:
             )
             if self.generic:
                 kept = [self._record(row, unit) for row in kept]
-            return Page(kept, self._following(unit, checkpoint, body), highest)
+            return Page(kept, self._following(unit, checkpoint, Reply(body, found)), highest)
         except PenstockError:
             raise
         except Exception as broken:
@@ -267,8 +268,8 @@ class Endpoint:
         except (KeyError, ValueError, TypeError):
             return None
 
-    def _following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
-        after = self.page.following(unit, checkpoint, body)
+    def _following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
+        after = self.page.following(unit, checkpoint, reply)
         return after | {"restarted": True} if after is not None and checkpoint.get("restarted") else after
 
     def _restart(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:

@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience.errors import ConfigurationError
-from tasks.collectors import Bars, Cursor, Single, Token, Unit
+from tasks.collectors import (
+    Bars,
+    Cursor,
+    Number,
+    Offset,
+    Single,
+    Token,
+    Unit,
+)
 from tasks.collectors.paging import lookup
+from tasks.collectors.values import Reply
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -17,6 +26,10 @@ MINUTE = timedelta(minutes=1)
 
 def unit(start=None, end=None, cursor=None) -> Unit:
     return Unit(1, 1, "shop", "bars", "A", start, end, cursor)
+
+
+def reply(body=None, rows=()) -> Reply:
+    return Reply(body, rows)
 
 
 def bars(interval="1m", size=10, **options) -> Bars:
@@ -29,13 +42,13 @@ def spans(page: Bars, asked: Unit) -> list[tuple[int, int]]:
     while checkpoint is not None:
         sent = page.params(asked, checkpoint)
         found.append((int(sent["from"]), int(sent["to"])))
-        checkpoint = page.following(asked, checkpoint, [])
+        checkpoint = page.following(asked, checkpoint, reply([]))
     return found
 
 
 def test_single_is_one_page():
     """Nothing to say, nothing after it."""
-    assert Single().following(unit(), Single().first(unit()), []) is None
+    assert Single().following(unit(), Single().first(unit()), reply([])) is None
 
 
 def test_token_is_carried_to_the_next_page():
@@ -43,34 +56,34 @@ def test_token_is_carried_to_the_next_page():
     page = Token(param="offset", at="next_page.offset", size_param="limit", size=100)
     first = page.first(unit())
     assert page.params(unit(), first) == {"limit": "100"}
-    second = page.following(unit(), first, {"data": [], "next_page": {"offset": "abc"}})
+    second = page.following(unit(), first, reply({"data": [], "next_page": {"offset": "abc"}}))
     assert page.params(unit(), second) == {"limit": "100", "offset": "abc"}
 
 
 def test_an_empty_page_with_a_token_is_not_the_end():
     """Google answers so, and the rest comes after it."""
     page = Token(param="t", at="next")
-    assert page.following(unit(), {}, {"items": [], "next": "abc"}) == {"token": "abc"}
+    assert page.following(unit(), {}, reply({"items": [], "next": "abc"})) == {"token": "abc"}
 
 
 @pytest.mark.parametrize("body", [{"next": None}, {"next": ""}, {}, {"next": {"at": None}}])
 def test_no_token_is_the_end(body):
     """Null, empty or not there at all."""
     at = "next.at" if isinstance(body.get("next"), dict) else "next"
-    assert Token(param="t", at=at).following(unit(), {"token": "x"}, body) is None
+    assert Token(param="t", at=at).following(unit(), {"token": "x"}, reply(body)) is None
 
 
 @pytest.mark.parametrize("token", [True, 1.5, [], ["a"], {"a": 1}])
 def test_a_token_that_is_none(token):
     """Something else stands where the token should be."""
     with pytest.raises((TypeError, ValueError), match="next"):
-        Token(param="t", at="next").following(unit(), {}, {"next": token})
+        Token(param="t", at="next").following(unit(), {}, reply({"next": token}))
 
 
 def test_the_same_token_again_is_a_loop():
     """Better an error than the same page for ever."""
     with pytest.raises(ValueError, match="just read"):
-        Token(param="t", at="next").following(unit(), {"token": "7"}, {"next": 7})
+        Token(param="t", at="next").following(unit(), {"token": "7"}, reply({"next": 7}))
 
 
 @pytest.mark.parametrize("body", [[], "x", 3, True])
@@ -100,7 +113,7 @@ def test_bars_write_times_as_the_api_wants(how, start, end):
 def test_a_gap_is_not_the_end():
     """An empty page of bars: reading goes on at the end of its window."""
     page, asked = bars(), unit(T0, T0 + 25 * MINUTE)
-    assert page.following(asked, page.first(asked), []) == {"from": "2026-01-01T00:10:00Z"}
+    assert page.following(asked, page.first(asked), reply([])) == {"from": "2026-01-01T00:10:00Z"}
     assert len(spans(page, asked)) == 3
 
 
@@ -162,7 +175,13 @@ def test_a_bad_interval(interval):
         (lambda: bars(unit="us"), "unit"),
         (lambda: Bars("1m", start="", end="e", size=1), "start"),
         (lambda: Token(param="", at="x"), "param"),
-        (lambda: Token(param="x", at="y", size=0), "size"),
+        (lambda: Token(param="x", at="y", size=0), "Token.size is 0"),
+        (lambda: Number(param="", size=1), "Number needs `param`"),
+        (lambda: Number(param="p", size=0), "Number.size is 0"),
+        (lambda: Number(param="p", size="100"), "Number.size is '100'"),
+        (lambda: Number(param="p", size=1, start=2), "Number.start is 2"),
+        (lambda: Offset(param="", size=1), "Offset needs `param`"),
+        (lambda: Offset(param="o", size=True), "Offset.size is True"),
         (lambda: Cursor(""), "field"),
         (lambda: Cursor("t", lag="2 minutes"), "Cursor.lag"),
         (lambda: Cursor("t", chunk="0d"), "Cursor.chunk"),
@@ -204,3 +223,74 @@ def test_chunks_end_between_bars():
     """A chunk of 100 minutes holds one bar of an hour, and no half one."""
     found = list(Cursor("t", chunk="100m").chunks(T0, T0 + timedelta(hours=3), timedelta(hours=1)))
     assert [last - first for first, last in found] == [timedelta(hours=1)] * 3
+
+
+NUMBER = Number(param="page", size=100, size_param="per_page")
+COUNTED = Number(param="page", size=100, pages="meta.pages", start=0)
+OFFSET = Offset(param="offset", size=100, size_param="limit")
+TOTALLED = Offset(param="offset", size=100, total="total")
+
+
+@pytest.mark.parametrize(
+    ("page", "rows", "after"),
+    [
+        (NUMBER, 100, 2),
+        (NUMBER, 99, None),
+        (NUMBER, 0, None),
+        (OFFSET, 100, 100),
+        (OFFSET, 99, None),
+        (OFFSET, 0, None),
+    ],
+)
+def test_a_short_page_is_the_last(page, rows, after):
+    """Where the API says neither how many pages there are nor how many rows."""
+    found = page.following(unit(), page.first(unit()), reply({}, range(rows)))
+    assert (found and (found.get("page") or found.get("offset"))) == after
+
+
+def test_the_number_of_pages_is_the_apis_word():
+    """Short and empty pages before the last are read over; null and a missing count mean that it did not say."""
+    for rows in ([], [1], list(range(100))):
+        assert COUNTED.following(unit(), {"page": 3}, reply({"meta": {"pages": 5}}, rows))["page"] == 4
+        assert COUNTED.following(unit(), {"page": 4}, reply({"meta": {"pages": 5}}, rows)) is None
+    for body in ({}, {"meta": None}, {"meta": {"pages": None}}):
+        assert COUNTED.following(unit(), {"page": 3}, reply(body, [1])) is None
+        assert COUNTED.following(unit(), {"page": 3}, reply(body, range(100)))["page"] == 4
+
+
+def test_a_total_is_the_apis_word():
+    """A server may give fewer rows than asked for: the next page begins after those that came."""
+    assert TOTALLED.following(unit(), {"offset": 100}, reply({"total": 151}, range(50)))["offset"] == 150
+    assert TOTALLED.following(unit(), {"offset": 150}, reply({"total": 151}, [1])) is None
+    assert TOTALLED.following(unit(), {"offset": 150}, reply({"total": 20}, [])) is None
+    assert TOTALLED.following(unit(), {"offset": 150}, reply({}, [1])) is None
+
+
+def test_a_total_without_rows_is_a_loop():
+    """The same offset would be asked for again."""
+    with pytest.raises(ValueError, match="total is 9, but there is no row after the first 5"):
+        TOTALLED.following(unit(), {"offset": 5}, reply({"total": 9}, []))
+
+
+@pytest.mark.parametrize("count", [True, "5", 1.5, -1, [], {}])
+def test_a_count_that_is_none(count):
+    """Something else stands where the count should be."""
+    for page, body in ((COUNTED, {"meta": {"pages": count}}), (TOTALLED, {"total": count})):
+        with pytest.raises(TypeError, match="holds no count"):
+            page.following(unit(), page.first(unit()), reply(body, [1]))
+
+
+@pytest.mark.parametrize("page", [NUMBER, COUNTED, OFFSET, TOTALLED])
+def test_the_same_rows_again_are_a_loop(page):
+    """An API that does not know the parameter gives its first page for ever."""
+    body = {"total": 1000, "meta": {"pages": 10}}
+    second = page.following(unit(), page.first(unit()), reply(body, list(range(100))))
+    assert page.following(unit(), second, reply(body, list(range(100, 200))))
+    with pytest.raises(ValueError, match="rows of the page before"):
+        page.following(unit(), second, reply(body, list(range(100))))
+
+
+def test_two_empty_pages_are_no_loop():
+    """Nothing is in them that could be the same."""
+    second = COUNTED.following(unit(), {"page": 0}, reply({"meta": {"pages": 9}}, []))
+    assert COUNTED.following(unit(), second, reply({"meta": {"pages": 9}}, []))["page"] == 2
