@@ -74,10 +74,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer as a paging reads it: the body and the rows in it, decoded and not yet parsed."""
+    """An answer as a paging reads it: the body and the rows in it, decoded and not yet parsed.
+
+    `asked` is the address that was asked, `credential` the query parameter, if any, that carries a secret.
+    """
 
     body: Any
     rows: Sequence[Any]
+    headers: Mapping[str, str]
+    asked: str
+    credential: str | None
 
 
 @dataclass(frozen=True, slots=True)
