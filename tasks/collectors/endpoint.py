@@ -300,6 +300,7 @@ def _check(endpoint: Endpoint) -> None:
     checks.name(endpoint.name, f"an endpoint of {endpoint.api.name}")
     checks.parse(full, endpoint.parse)
     checks.pattern(full, endpoint.symbol_pattern)
+    checks.page(full, page)
     used = checks.placeholders(full, endpoint.path, endpoint.params, _values("", page))
     if ("symbol" in used) != (endpoint.symbols is not None):
         raise ConfigurationError(
