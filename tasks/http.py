@@ -249,7 +249,8 @@ class Client:
         _check_headers(api, headers)
         prepared = requests.PreparedRequest()
         prepared.method = request.method
-        prepared.url = f"{request.url}?{urlencode(params)}" if params else request.url
+        joint = "&" if "?" in request.url else "?"
+        prepared.url = f"{request.url}{joint}{urlencode(params)}" if params else request.url
         prepared.headers = CaseInsensitiveDict(headers)
         return prepared
 

@@ -3,7 +3,8 @@
 from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors.auth import ApiKey, Basic, Bearer
 from tasks.collectors.fields import day, iso, ms, number, seconds
-from tasks.collectors.paging import Bars, Cursor, Single, Token
+from tasks.collectors.links import Link
+from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
 from tasks.collectors.spec import Api, Endpoint
 from tasks.collectors.values import Answer, Page, Request, Unit
@@ -19,6 +20,9 @@ __all__ = [
     "Cursor",
     "Endpoint",
     "Limit",
+    "Link",
+    "Number",
+    "Offset",
     "Page",
     "Request",
     "RetryPolicy",

@@ -73,6 +73,11 @@ class Basic:
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
 
 
+def in_query(auth: Auth | None) -> str | None:
+    """The query parameter that carries a secret, None where no query does."""
+    return auth.query if isinstance(auth, ApiKey) else None
+
+
 def _check_names(kind: str, *names: str) -> None:
     for name in names:
         if not name or not name.replace("_", "").isalnum():

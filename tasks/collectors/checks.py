@@ -109,13 +109,24 @@ def _placeholders(endpoint: str, field: str, template: str) -> set[str]:
     return {found for _, found, _, _ in parts if found is not None}
 
 
+def page(endpoint: str, page: Any) -> None:
+    """A paging, and not its class or the name of a parameter."""
+    if isinstance(page, type) or not callable(getattr(page, "following", None)):
+        raise ConfigurationError(
+            f"{endpoint}: page is {page!r}, but has to be a paging, as in page=Number(param='page', size=100)"
+        )
+
+
 def params(endpoint: str, declared: Mapping[str, str], page: Paging, cursor: Cursor | None) -> None:
     """No parameter is set twice."""
-    for sent in (*page.sends(), *((cursor.param,) if cursor and cursor.param else ())):
-        if sent in declared:
+    sent = [*page.sends(), *((cursor.param,) if cursor and cursor.param else ())]
+    for n, each in enumerate(sent):
+        if each in declared:
             raise ConfigurationError(
-                f"{endpoint}: params sets {sent!r}, which its paging or its cursor sets too"
+                f"{endpoint}: params sets {each!r}, which its paging or its cursor sets too"
             )
+        if each in sent[:n]:
+            raise ConfigurationError(f"{endpoint}: its paging and its cursor set {each!r} twice")
 
 
 def key(endpoint: str, key: Sequence[str], table: Table | None) -> None:

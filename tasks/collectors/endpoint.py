@@ -13,11 +13,13 @@ from sqlalchemy import Table
 from resilience.errors import ConfigurationError, PenstockError
 from resilience.policy import Limit
 from tasks.collectors import checks
+from tasks.collectors.auth import in_query
 from tasks.collectors.fields import iso, plain, to_cursor
+from tasks.collectors.links import Link, on_host
 from tasks.collectors.paging import Bars, Cursor, Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, Shape, bad_payload, decode, items, kind_of, shape_of
 from tasks.collectors.rules import Rule
-from tasks.collectors.values import Answer, Checkpoint, Page, Request, Unit
+from tasks.collectors.values import Answer, Checkpoint, Page, Reply, Request, Unit
 from tasks.models import records
 
 if TYPE_CHECKING:
@@ -181,12 +183,24 @@ class Endpoint:
 
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
+        url = self._address(unit, checkpoint)
+        if self._linked(checkpoint):
+            return Request("GET", url, {}, self.api.headers)
         values = _values(unit.symbol, self.page)
-        quoted = {name: quote(value, safe="") for name, value in values.items()}
         sent = {name: text.format_map(values) for name, text in self.params.items()}
         sent |= self.cursor.sent(unit) if self.cursor else {}
         sent |= self.page.params(unit, checkpoint)
-        return Request("GET", self.api.base_url + self.path.format_map(quoted), sent, self.api.headers)
+        return Request("GET", url, sent, self.api.headers)
+
+    def _linked(self, checkpoint: Checkpoint) -> bool:
+        return isinstance(self.page, Link) and "link" in checkpoint
+
+    def _address(self, unit: Unit, checkpoint: Checkpoint) -> str:
+        if self._linked(checkpoint):
+            return on_host(self.api.base_url, checkpoint["link"])
+        values = _values(unit.symbol, self.page)
+        quoted = {name: quote(value, safe="") for name, value in values.items()}
+        return self.api.base_url + self.path.format_map(quoted)
 
     def weigh(self, unit: Unit) -> float:
         """What one call costs. Raises ConfigurationError for more than `weight_max`."""
@@ -212,7 +226,8 @@ class Endpoint:
             return self._restart(unit, checkpoint, answer)
         try:
             body = decode(answer.body)
-            rows = self.shape.unique(self.parse(row, unit) for row in items(body, self.rows))
+            found = items(body, self.rows)
+            rows = self.shape.unique(self.parse(row, unit) for row in found)
             kept = self._inside(rows, unit, answer)
             highest = (
                 max((to_cursor(row[self.cursor.field]) for row in kept), default=None)
@@ -221,7 +236,9 @@ class Endpoint:
             )
             if self.generic:
                 kept = [self._record(row, unit) for row in kept]
-            return Page(kept, self._following(unit, checkpoint, body), highest)
+            asked = self._address(unit, checkpoint)
+            reply = Reply(body, found, answer.headers, asked, in_query(self.api.auth))
+            return Page(kept, self._following(unit, checkpoint, reply), highest)
         except PenstockError:
             raise
         except Exception as broken:
@@ -267,8 +284,8 @@ class Endpoint:
         except (KeyError, ValueError, TypeError):
             return None
 
-    def _following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
-        after = self.page.following(unit, checkpoint, body)
+    def _following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
+        after = self.page.following(unit, checkpoint, reply)
         return after | {"restarted": True} if after is not None and checkpoint.get("restarted") else after
 
     def _restart(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:
@@ -283,6 +300,7 @@ def _check(endpoint: Endpoint) -> None:
     checks.name(endpoint.name, f"an endpoint of {endpoint.api.name}")
     checks.parse(full, endpoint.parse)
     checks.pattern(full, endpoint.symbol_pattern)
+    checks.page(full, page)
     used = checks.placeholders(full, endpoint.path, endpoint.params, _values("", page))
     if ("symbol" in used) != (endpoint.symbols is not None):
         raise ConfigurationError(

@@ -1,18 +1,19 @@
 """How to get from one page to the next.
 
 A paging is a frozen value: `first` gives the checkpoint to start from, `params` what to send there, and
-`following` where to go on, None being the end. An empty page is no end: only the API's word or the window's
-is.
+`following` where to go on, None being the end. An empty page is no end where the API says that there is more,
+or where a window says so.
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from resilience.errors import ConfigurationError
 from tasks.collectors.fields import duration, iso, to_iso, to_ms, to_seconds
-from tasks.collectors.values import Checkpoint, Unit
+from tasks.collectors.values import Checkpoint, Reply, Unit
 
 TimeUnit = Literal["ms", "s", "iso"]
 
@@ -32,7 +33,7 @@ class Paging(Protocol):
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """What to send for this page."""
 
-    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """Where the next page starts, None after the last. Raises ValueError or TypeError if unclear."""
 
     def sends(self) -> tuple[str, ...]:
@@ -53,9 +54,9 @@ class Single:
         del unit, checkpoint
         return {}
 
-    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """There is no second page."""
-        del unit, checkpoint, body
+        del unit, checkpoint, reply
         return None
 
     def sends(self) -> tuple[str, ...]:
@@ -81,8 +82,7 @@ class Token:
             raise ConfigurationError(
                 "Token needs `param`, which carries the token, and `at`, where the answer holds it"
             )
-        if self.size < 1:
-            raise ConfigurationError(f"Token.size is {self.size}, but has to be at least 1")
+        _check_size("Token", self.size)
 
     def first(self, unit: Unit) -> Checkpoint:
         """The first page has no token."""
@@ -92,13 +92,13 @@ class Token:
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """The token, after the first page, and the size."""
         del unit
-        sent = {self.size_param: str(self.size)} if self.size_param else {}
+        sent = _sized(self.size_param, self.size)
         return sent | ({self.param: checkpoint["token"]} if "token" in checkpoint else {})
 
-    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """The token that the body names."""
         del unit
-        token = lookup(body, self.at)
+        token = lookup(reply.body, self.at)
         if token is None or token == "":
             return None
         if isinstance(token, bool) or not isinstance(token, str | int):
@@ -109,6 +109,99 @@ class Token:
 
     def sends(self) -> tuple[str, ...]:
         """The token's parameter, and the size's."""
+        return (self.param, self.size_param) if self.size_param else (self.param,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """Pages are numbered, from `start` on; `param` carries the number.
+
+    `pages` is where the answer holds how many there are ("pagination.pageCount"). Where it does not say, the
+    first page with fewer than `size` rows is the last: `size` has to be what the API gives at most, since a
+    larger one would end the reading early and unseen. The rows of the page before, once more, raise
+    ValueError: an API that does not know `param` would be asked for ever.
+    """
+
+    param: str
+    size: int
+    size_param: str | None = None
+    start: int = 1
+    pages: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.param:
+            raise ConfigurationError("Number needs `param`, which carries the number of the page")
+        _check_size("Number", self.size)
+        if self.start not in {0, 1}:
+            raise ConfigurationError(f"Number.start is {self.start!r}; pages are numbered from 0 or 1 on")
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """The number of the first page."""
+        del unit
+        return {"page": self.start}
+
+    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
+        """The number and the size."""
+        del unit
+        return {self.param: str(checkpoint["page"])} | _sized(self.size_param, self.size)
+
+    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
+        """The next number, up to the number of pages or a short page."""
+        del unit
+        after = checkpoint["page"] + 1
+        pages = _count(reply.body, self.pages)
+        if after - self.start >= pages if pages is not None else len(reply.rows) < self.size:
+            return None
+        return {"page": after, "rows": _mark(checkpoint, reply.rows)}
+
+    def sends(self) -> tuple[str, ...]:
+        """The number's parameter, and the size's."""
+        return (self.param, self.size_param) if self.size_param else (self.param,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offset:
+    """Each page begins after so many rows; `param` carries how many.
+
+    `total` is where the answer holds how many there are in all ("total"). Where it does not say, the first
+    page with fewer than `size` rows is the last: see Number. With a total the server may give fewer rows than
+    it was asked for, but no page without any before all are read: that, and the rows of the page before once
+    more, raise ValueError.
+    """
+
+    param: str
+    size: int
+    size_param: str | None = None
+    total: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.param:
+            raise ConfigurationError("Offset needs `param`, which carries how many rows to pass over")
+        _check_size("Offset", self.size)
+
+    def first(self, unit: Unit) -> Checkpoint:
+        """Before the first row."""
+        del unit
+        return {"offset": 0}
+
+    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
+        """The offset and the size."""
+        del unit
+        return {self.param: str(checkpoint["offset"])} | _sized(self.size_param, self.size)
+
+    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
+        """After the rows that came, up to the total or a short page."""
+        del unit
+        reached = checkpoint["offset"] + len(reply.rows)
+        total = _count(reply.body, self.total)
+        if reached >= total if total is not None else len(reply.rows) < self.size:
+            return None
+        if not reply.rows:
+            raise ValueError(f"{self.total} is {total}, but there is no row after the first {reached}")
+        return {"offset": reached, "rows": _mark(checkpoint, reply.rows)}
+
+    def sends(self) -> tuple[str, ...]:
+        """The offset's parameter, and the size's."""
         return (self.param, self.size_param) if self.size_param else (self.param,)
 
 
@@ -137,8 +230,7 @@ class Bars:
             raise ConfigurationError(
                 "Bars needs `start` and `end`, the names of the parameters that carry the window"
             )
-        if self.size < 1:
-            raise ConfigurationError(f"Bars.size is {self.size}, but has to be at least 1")
+        _check_size("Bars", self.size)
         if self.unit not in _WRITE:
             raise ConfigurationError(f"Bars.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
         width = duration(self.interval, "Bars.interval")
@@ -166,11 +258,11 @@ class Bars:
         start, end = self._span(unit, checkpoint)
         write = _WRITE[self.unit]
         sent = {self.start: write(start), self.end: write(end - _TICK[self.unit])}
-        return sent | ({self.size_param: str(self.size)} if self.size_param else {})
+        return sent | _sized(self.size_param, self.size)
 
-    def following(self, unit: Unit, checkpoint: Checkpoint, body: Any) -> Checkpoint | None:
+    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """The end of this page's span, whatever it held, until the window's end is reached."""
-        del body
+        del reply
         _, reached = self._span(unit, checkpoint)
         _, end = _window(unit)
         return {"from": to_iso(reached)} if reached < end else None
@@ -252,3 +344,30 @@ def lookup(body: Any, path: str) -> Any:
             raise TypeError(f"{path} is not there: {type(body).__name__} where an object was expected")
         body = body.get(name)
     return body
+
+
+def _check_size(kind: str, size: Any) -> None:
+    if type(size) is not int or size < 1:
+        raise ConfigurationError(f"{kind}.size is {size!r}, but has to be at least 1")
+
+
+def _sized(param: str | None, size: int) -> dict[str, str]:
+    return {param: str(size)} if param else {}
+
+
+def _count(body: Any, path: str | None) -> int | None:
+    """The count at a path of the body, None where there is none."""
+    found = lookup(body, path) if path else None
+    if found is not None and (type(found) is not int or found < 0):
+        raise TypeError(f"{path} holds no count but {type(found).__name__}")
+    return found
+
+
+def _mark(checkpoint: Checkpoint, rows: Sequence[Any]) -> str | None:
+    """What tells these rows from others; an empty page has no mark."""
+    if not rows:
+        return None
+    mark = hashlib.blake2b(repr(rows).encode(), digest_size=8).hexdigest()
+    if mark == checkpoint.get("rows"):
+        raise ValueError("the page holds the rows of the page before: the API pays no heed to its parameter")
+    return mark

@@ -1,6 +1,6 @@
 """What travels between a unit, a declaration and the HTTP client: frozen values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -70,6 +70,20 @@ class Answer:
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):
             object.__setattr__(self, "headers", Headers(self.headers))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as a paging reads it: the body and the rows in it, decoded and not yet parsed.
+
+    `asked` is the address that was asked, `credential` the query parameter, if any, that carries a secret.
+    """
+
+    body: Any
+    rows: Sequence[Any]
+    headers: Mapping[str, str]
+    asked: str
+    credential: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -382,10 +382,13 @@ def test_a_body_that_is_not_what_it_is_encoded_as(client):
         get(client, server.url)
 
 
-def test_a_redirect_is_not_followed(client):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(client, status):
     """The answer is an error that names the host pointed to, and the key goes nowhere else."""
     with serving(answer_with(OK)) as other:
-        data = f"HTTP/1.1 302 Found\r\nLocation: {other.url}/x?a=b\r\nContent-Length: 0\r\n\r\n".encode()
+        data = (
+            f"HTTP/1.1 {status} Gone on\r\nLocation: {other.url}/x?a=b\r\nContent-Length: 0\r\n\r\n".encode()
+        )
         with serving(answer_with(data)) as server:
             api = Api("shop", server.url, auth=Bearer("KEY"))
             answer = client.send(api, Request("GET", f"{server.url}/bars", {}, {}), lease=LEASE, timeout_s=5)
@@ -421,6 +424,16 @@ def test_auth_is_applied(client, auth, sent):
         get(client, server.url, auth=auth)
     assert sent in server.requests[0].decode()
     assert "s3cr3t" not in repr(auth)
+
+
+def test_a_key_joins_the_query_of_a_link(client):
+    """The address of a next page has one already, with a name twice."""
+    with serving(answer_with(OK)) as server:
+        api = Api("shop", server.url, auth=ApiKey(secret="KEY", query="api_key"))
+        client.send(
+            api, Request("GET", f"{server.url}/bars?tag=a&tag=b%20c", {}, {}), lease=LEASE, timeout_s=5
+        )
+    assert server.requests[0].startswith(b"GET /bars?tag=a&tag=b%20c&api_key=s3cr3t-key HTTP/1.1")
 
 
 def test_no_error_shows_a_secret(client, caplog):

@@ -9,7 +9,7 @@ import pytest
 SURFACE = {
     "tasks.collectors": {
         "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Limit",
-        "Page", "Request", "RetryPolicy", "Rule", "Single", "Token", "Unit",
+        "Link", "Number", "Offset", "Page", "Request", "RetryPolicy", "Rule", "Single", "Token", "Unit",
         "day", "iso", "ms", "number", "seconds",
     },
     "resilience.guard": {
