@@ -3,6 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection, text
 
+from tasks import data  # noqa: F401 - its tables belong to the metadata
 from tasks.models import metadata
 from tasks.settings import get_settings
 from tasks.store import open_engine

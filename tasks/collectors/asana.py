@@ -8,7 +8,7 @@ requests per minute and token on free plans, 1,500 on paid ones (say so in the s
 from typing import Any
 
 from tasks.collectors import Api, Bearer, Cursor, Limit, Rule, Token, Unit, day, iso
-from tasks.models import asana_tasks
+from tasks.data import asana_tasks
 
 asana = Api(
     "asana",

@@ -9,7 +9,7 @@ settings.
 from typing import Any
 
 from tasks.collectors import Api, Bars, Cursor, Limit, Rule, Unit, ms, number
-from tasks.models import ohlcv
+from tasks.data import ohlcv
 
 binance = Api(
     "binance",

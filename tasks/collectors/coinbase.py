@@ -9,7 +9,7 @@ start.
 from typing import Any
 
 from tasks.collectors import Api, Bars, Cursor, Limit, Unit, number, seconds
-from tasks.models import ohlcv
+from tasks.data import ohlcv
 
 coinbase = Api(
     "coinbase",

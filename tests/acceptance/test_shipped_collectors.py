@@ -6,7 +6,8 @@ from decimal import Decimal
 
 from sqlalchemy import select
 
-from tasks.models import asana_tasks, ohlcv, runs
+from tasks.data import asana_tasks, ohlcv
+from tasks.models import runs
 from tasks.outcomes import RunState
 from tests.upstream import data
 

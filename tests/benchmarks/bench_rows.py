@@ -39,7 +39,7 @@ def batches(rows):
 
 def stored_by_us(rows):
     from tasks import store
-    from tasks.models import ohlcv
+    from tasks.data import ohlcv
     from tasks.upsert import upsert
 
     for batch in batches(rows):
@@ -131,7 +131,7 @@ def emptied():
     from sqlalchemy import delete
 
     from tasks import store
-    from tasks.models import ohlcv
+    from tasks.data import ohlcv
 
     with store.writing() as connection:
         connection.execute(delete(ohlcv))

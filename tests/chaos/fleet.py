@@ -19,7 +19,8 @@ import sqlalchemy
 from sqlalchemy import func, select
 
 from tasks import schema, store
-from tasks.models import ohlcv, results, runs, units
+from tasks.data import ohlcv
+from tasks.models import results, runs, units
 from tasks.settings import get_settings
 from tests.upstream import data
 from tests.upstream.client import Upstream

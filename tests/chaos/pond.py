@@ -5,7 +5,7 @@ import signal
 from decimal import Decimal
 
 from tasks.collectors import Api, Bars, Cursor, Limit, ms
-from tasks.models import ohlcv
+from tasks.data import ohlcv
 
 pond = Api(
     "pond",

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from resilience.errors import ConfigurationError
 from tasks.backfill import UNITS_MAX, order
 from tasks.collectors.registry import endpoint_of
-from tasks.models import cursors, ohlcv, runs
+from tasks.data import ohlcv
+from tasks.models import cursors, runs
 from tasks.runs import plan, request
 from tests.upstream import data
 

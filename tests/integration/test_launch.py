@@ -14,8 +14,9 @@ from celery import chord
 from kombu.exceptions import OperationalError
 
 from resilience.errors import ConfigurationError
+from tasks.data import ohlcv
 from tasks.launch import broker_was_emptied, launch
-from tasks.models import events, ohlcv, waves
+from tasks.models import events, waves
 from tasks.runs import advance, carry_on, plan, start
 from tasks.units import collect
 from workers.queues import check_broker

@@ -110,6 +110,6 @@ def test_installed_wheel_works_alone(wheel, tmp_path):
     origin = say(sys.executable, "-c", "import tasks, migrations; print(tasks.__file__, migrations.__file__)")
     assert origin.split() == [str(target / "tasks/__init__.py"), str(target / "migrations/__init__.py")]
     assert "Usage: penstock" in say(penstock, "--help")
-    assert "0001" in say(penstock, "db", "upgrade")
+    assert "0002" in say(penstock, "db", "upgrade")
     assert (here / "state" / "penstock.db").exists()
     assert "binance.klines" in say(penstock, "collectors", "--json")

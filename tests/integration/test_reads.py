@@ -8,7 +8,8 @@ from sqlalchemy import insert
 from resilience.errors import DatabaseError
 from tasks import reads, runs
 from tasks.collectors.registry import endpoint_of
-from tasks.models import events, ohlcv, schedules, units, waves, workers
+from tasks.data import ohlcv
+from tasks.models import events, schedules, units, waves, workers
 from tasks.models import runs as runs_table
 from tasks.store import db_now, writing
 

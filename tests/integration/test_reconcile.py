@@ -14,8 +14,9 @@ from resilience.store.redis import RedisStore
 from tasks import heartbeat
 from tasks import reconcile as module
 from tasks.collectors.registry import endpoint_of
+from tasks.data import ohlcv
 from tasks.limits import circuit_of, guard
-from tasks.models import events, ohlcv, runs, units, workers
+from tasks.models import events, runs, units, workers
 from tasks.reconcile import reconcile
 from tasks.runs import cancel
 from tasks.store import claim, db_now, writing

@@ -15,7 +15,8 @@ from sqlalchemy.pool import QueuePool
 
 from resilience.errors import ConnectionPoolError, DatabaseError, IntegrityError, TransactionError
 from tasks import store
-from tasks.models import asana_tasks, cursors, events, ohlcv, records, runs, units, workers
+from tasks.data import asana_tasks, ohlcv
+from tasks.models import cursors, events, records, runs, units, workers
 from tasks.outcomes import Outcome, UnitState
 from tasks.store import Claim, ClaimLost, claim, db_now, move_cursor, read_cursors, reading, writing
 from tasks.upsert import upsert

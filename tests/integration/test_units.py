@@ -17,8 +17,9 @@ from resilience.errors import StoreUnavailableError
 from resilience.guard import CircuitState, Guard
 from tasks import units
 from tasks.collectors.registry import endpoint_of
+from tasks.data import asana_tasks, ohlcv
 from tasks.limits import circuit_of
-from tasks.models import asana_tasks, cursors, events, metadata, ohlcv, records
+from tasks.models import cursors, events, metadata, records
 from tasks.models import units as units_table
 from tasks.store import writing
 from tasks.units import collect

@@ -2,7 +2,7 @@
 
 from sqlalchemy import select
 
-from tasks.models import asana_tasks, ohlcv
+from tasks.data import asana_tasks, ohlcv
 from tests.acceptance.test_shipped_collectors import SERVED, kept_task
 from tests.upstream import data
 

@@ -18,7 +18,7 @@ from resilience.errors import (
 )
 from tasks.collectors import Answer, Unit
 from tasks.collectors.asana import asana
-from tasks.models import asana_tasks
+from tasks.data import asana_tasks
 
 TASKS = asana.endpoints["tasks"]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

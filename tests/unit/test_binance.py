@@ -19,7 +19,7 @@ from resilience.errors import (
 )
 from tasks.collectors import Answer, Unit
 from tasks.collectors.binance import binance
-from tasks.models import ohlcv
+from tasks.data import ohlcv
 
 KLINES = binance.endpoints["klines"]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ from resilience.errors import (
 )
 from tasks.collectors import Answer, Unit
 from tasks.collectors.coinbase import coinbase
-from tasks.models import ohlcv
+from tasks.data import ohlcv
 
 CANDLES = coinbase.endpoints["candles"]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

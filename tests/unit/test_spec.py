@@ -42,7 +42,8 @@ from tasks.collectors import (
     number,
 )
 from tasks.collectors.fields import plain
-from tasks.models import ExactDecimal, UtcDateTime, ohlcv, records
+from tasks.data import ohlcv
+from tasks.models import ExactDecimal, UtcDateTime, records
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
