@@ -1,16 +1,19 @@
 """The fleet on both brokers and databases, once with prefork and once with threads, and the APIs that it calls."""
 
 import contextlib
+import inspect
+import os
 import socket
 import sqlite3
+import subprocess
 import sys
 import time
 
 import pytest
 import requests
 
-from tests.acceptance.fleet import PATIENT_S, Fleet
-from tests.acceptance.gauges import STATIONS
+from tests.acceptance import gauges
+from tests.acceptance.fleet import PATIENT_S, ROOT, Fleet
 from tests.deployments import BOTH
 from tests.upstream import data
 from tests.upstream.client import Upstream
@@ -33,7 +36,7 @@ def levels():
     return [
         (station, f"{2020 + day // 365}-{day % 365 // 31 + 1:02d}-{day % 31 + 1:02d}#{day}", (day * 37) % 4001 - 50,
          None if day % 3 else f'"gemessen" um {day % 24} Uhr')
-        for number, station in enumerate(STATIONS)
+        for number, station in enumerate(gauges.STATIONS)
         for day in range(DAYS)
         if day % 50 != number
     ]  # fmt: skip
@@ -87,7 +90,35 @@ def configuration(upstream, datasette_url):
 
 
 SECRETS = {"ASANA_TOKEN": "the-token-of-a-test"}
-COLLECTORS = {"PENSTOCK_COLLECTORS": "binance,coinbase,asana,tests.acceptance.gauges:gauges"}
+COLLECTORS = {"PENSTOCK_COLLECTORS": "binance,coinbase,asana,gauges"}
+PACKAGE = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "river-gauges"
+version = "1.0"
+
+[project.entry-points."penstock.collectors"]
+gauges = "river_gauges:gauges"
+
+[tool.setuptools]
+py-modules = ["river_gauges"]
+"""
+
+
+@pytest.fixture(scope="session")
+def river_gauges(tmp_path_factory):
+    """A user's own package with a collector, installed by pip: the directory to find it in."""
+    source, site = tmp_path_factory.mktemp("river-gauges"), tmp_path_factory.mktemp("site-packages")
+    (source / "pyproject.toml").write_text(PACKAGE)
+    (source / "river_gauges.py").write_text(inspect.getsource(gauges))
+    options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return site
 
 
 # Each with the other pool; where a broker and a database meet otherwise is in test_brokers.py.
@@ -95,13 +126,14 @@ POOLS = dict(zip(BOTH, ("prefork", "threads"), strict=True))
 
 
 @pytest.fixture(scope="session", params=BOTH)
-def fleet(request, tmp_path_factory, redis_server, configuration, new_deployment):
+def fleet(request, tmp_path_factory, redis_server, configuration, new_deployment, river_gauges):
     """A worker and a ctl worker that are alive; at the end each stops in peace."""
     del redis_server  # it says whether there is any Redis to be had
     directory = tmp_path_factory.mktemp(request.param)
     settings = {
         "PENSTOCK_POOL": POOLS[request.param],
         "PENSTOCK_SCHEDULES": "binance,coinbase,asana",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{river_gauges}",
         **COLLECTORS,
         **SECRETS,
     }

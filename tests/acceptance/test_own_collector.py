@@ -1,4 +1,4 @@
-"""A collector that a user wrote, against a server that nobody here wrote."""
+"""A collector of a user's own package, found by its entry point, against a server that nobody here wrote."""
 
 import inspect
 
