@@ -247,11 +247,14 @@ class Client:
         if api.auth is not None:
             api.auth.apply(headers, params, self._secrets)
         _check_headers(api, headers)
+        if request.body is not None:
+            headers["Content-Length"] = str(len(request.body))  # without it the body goes out in chunks
         prepared = requests.PreparedRequest()
         prepared.method = request.method
         joint = "&" if "?" in request.url else "?"
         prepared.url = f"{request.url}{joint}{urlencode(params)}" if params else request.url
         prepared.headers = CaseInsensitiveDict(headers)
+        prepared.body = request.body
         return prepared
 
     def _exchange(self, prepared: requests.PreparedRequest, limit_s: float, started: float) -> Answer:

@@ -30,15 +30,16 @@ from resilience.errors import (
     ServerError,
     StoreUnavailableError,
 )
-from resilience.guard import CallResult, Go, Lease, Refuse, Verdict, Wait
 from resilience.policy import Lane, RetryPolicy
 from tasks import store
+from tasks.calls import Calls, Snooze, TimeLimit
+from tasks.collectors.endpoint import Fetch
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Answer, Checkpoint, Endpoint, Page, Unit
 from tasks.heartbeat import worker_id
-from tasks.http import client
-from tasks.limits import ask_for, guard
+from tasks.limits import ask_for
 from tasks.outcomes import Outcome, UnitState
+from tasks.session import GuardedSession
 from tasks.settings import Settings, get_settings
 from tasks.upsert import upsert
 
@@ -49,17 +50,6 @@ ALONE = "alone"  # the queue of units that killed their worker
 
 # Set by the worker's lifecycle: whether this process has been asked to stop.
 stopping: Callable[[], bool] = lambda: False  # noqa: E731
-
-
-class Snooze(Refused):
-    """The unit has to wait longer than a worker may be held."""
-
-    code = "snooze"
-
-    def __init__(self, seconds: float, ticket: str | None, reason: str) -> None:
-        super().__init__(f"waits {seconds:.1f} s for {reason}")
-        self.seconds = seconds
-        self.ticket = ticket
 
 
 class SliceOver(PenstockError):  # noqa: N818 - it is news, not a mistake
@@ -74,13 +64,6 @@ class Poison(PenstockError):  # noqa: N818
     code = "poison"
 
 
-class TimeLimit(PenstockError):  # noqa: N818
-    """The delivery ran into its soft time limit."""
-
-    code = "time_limit"
-    recoverable = True
-
-
 RETRYABLE = (
     NetworkError,
     ServerError,
@@ -91,6 +74,7 @@ RETRYABLE = (
     StoreUnavailableError,
     DatabaseError,
     SoftTimeLimitExceeded,
+    TimeLimit,
 )
 
 
@@ -206,53 +190,35 @@ class Delivery:
             cursor=row["cursor"],
         )
         self.lane = Lane(row["lane"])
-        self.ask = ask_for(endpoint, self.unit.symbol, self.lane, endpoint.weigh(self.unit))
+        ask = ask_for(endpoint, self.unit.symbol, self.lane, endpoint.weigh(self.unit))
+        self.calls = Calls(endpoint.api, ask, claim, settings, ticket=row["ticket"], stopping=stopping)
         saved: Mapping[str, Any] = row["checkpoint"] or {}
         self.checkpoint: Checkpoint = saved.get("page") or endpoint.first(self.unit)
         self.seen: str | None = saved.get("cursor")
         self.records: int = row["records"]
-        self.ticket: str | None = row["ticket"]
-        self.lease: Lease | None = None
-        self.probed = False  # whether the last call was let through to try a half-open circuit
-        self.answer: Answer | None = None
         self.done = False
         self.started = time.monotonic()
 
-    def admit(self) -> None:
-        """Get leave to call; waits two seconds at most, else raises Snooze or CircuitOpenError."""
-        self._enter(guard().admit(self.ask, ticket=self.ticket))
-
-    def _enter(self, verdict: Verdict) -> None:
-        inline_s = self.settings.inline_wait_s
-        while not isinstance(verdict, Go):
-            if isinstance(verdict, Refuse):
-                raise verdict.error()
-            assert isinstance(verdict, Wait)
-            self.ticket = verdict.ticket
-            self.claim.spend(waits=1, waited_s=verdict.seconds)
-            if verdict.seconds > inline_s or stopping():
-                raise Snooze(verdict.seconds, verdict.ticket, verdict.reason)
-            time.sleep(verdict.seconds)
-            inline_s -= verdict.seconds
-            verdict = guard().admit(self.ask, ticket=self.ticket)
-        self.lease, self.ticket, self.answer = verdict.lease, None, None
-        self.probed = verdict.lease.probe
+    def read(self) -> Page:
+        """The next page: by the declared call, or by the calls that the endpoint's function makes."""
+        if self.endpoint.fetch is not None:
+            return self._read_by(self.endpoint.fetch)
+        self.calls.admit()
+        return self.parse(self.fetch())
 
     def fetch(self) -> Answer:
-        """Make the call that was admitted; raises what the network or the server had against it."""
-        request = self.endpoint.request(self.unit, self.checkpoint)
-        longest_s = self.settings.call_timeout_s
-        timeout_s = min(self.endpoint.api.timeout_s or longest_s, longest_s)
-        self.claim.spend(calls=1, weight=self.ask.weight)
-        self.answer = client().send(self.endpoint.api, request, lease=self.lease, timeout_s=timeout_s)
-        error = self.endpoint.api.error_of(self.answer)
-        if error is not None:
-            raise error
-        return self.answer
+        """Make the declared call; raises what the network or the server had against it."""
+        return self.calls.send(self.endpoint.request(self.unit, self.checkpoint))
 
     def parse(self, answer: Answer) -> Page:
         """Turn the body into rows; raises BadPayloadError when it is not what was agreed on."""
         return self.endpoint.read(self.unit, self.checkpoint, answer)
+
+    def _read_by(self, fetch: Fetch) -> Page:
+        """Let the function fetch; it has its session for this page only."""
+        with GuardedSession(self.calls) as session:
+            fetched = session.let(fetch, self.unit, dict(self.checkpoint))
+        return self.endpoint.take(self.unit, self.checkpoint, fetched, self.calls.answer)
 
     def store(self, page: Page) -> None:
         """Rows, checkpoint and, with the last page, cursor and outcome: one transaction, if still ours."""
@@ -293,42 +259,20 @@ class Delivery:
             store.move_cursor(connection, self.endpoint.full_name, self.unit.symbol, value)
 
     def settle(self) -> None:
-        """Tell the guard that the call went well; the next page is admitted in the same round trip.
+        """Tell the guard that the page went well; if another one follows, its first call does that.
 
-        A Redis that is away does not undo what is stored.
+        Raises SliceOver when this delivery has lasted long enough.
         """
-        result = CallResult.of(None, latency_s=self._latency_s(), headers=self._headers())
-        lease, self.lease = self.lease, None
-        assert lease is not None
         if self.done:
-            guard().settle_quietly(lease, result)
+            self.calls.settle()
         elif self._slice_is_over():
-            guard().settle_quietly(lease, result)
+            self.calls.settle()
             raise SliceOver
-        else:
-            _, verdict = guard().settle_and_admit(lease, result, self.ask)
-            self._enter(verdict)
-
-    def settle_with(self, error: BaseException) -> None:
-        """Tell the guard what went wrong, if a call was admitted."""
-        lease, self.lease = self.lease, None
-        if lease is None:
-            return
-        retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
-        result = CallResult.of(error, latency_s=self._latency_s(), headers=self._headers())
-        logger.debug("call failed: %s (retry after %s s)", error, retry_after_s)
-        guard().settle_quietly(lease, result)
 
     def _slice_is_over(self) -> bool:
         """A slice starts no call that could outlast it."""
         left_s = self.settings.slice_s - (time.monotonic() - self.started)
         return stopping() or left_s < self.settings.call_timeout_s
-
-    def _latency_s(self) -> float:
-        return self.answer.elapsed_s if self.answer else 0.0
-
-    def _headers(self) -> Mapping[str, str] | None:
-        return self.answer.headers if self.answer else None
 
     def returned(self) -> dict[str, Any]:
         """What goes to the chord: small, and the same however often the unit is delivered."""
@@ -388,7 +332,7 @@ class UnitTask(Task):  # type: ignore[misc]
             on_open=delivery.claim.row["on_open"],
             settings=delivery.settings,
             now=datetime.now(UTC),
-            probe=delivery.probed,
+            probe=delivery.calls.probed,
         )
         self._carry_out(step, delivery.claim, exc)
 
@@ -506,13 +450,11 @@ def collect(
     del symbol, window  # they are in the message for people who look for it; SQL says what to do
     unit = self.begin(run, n, endpoint, fence)
     try:
-        unit.admit()
         while not unit.done:
-            answer = unit.fetch()
-            page = unit.parse(answer)
+            page = unit.read()  # admit → fetch → parse
             unit.store(page)
             unit.settle()
     except BaseException as error:
-        unit.settle_with(error)
+        unit.calls.settle(error)
         raise
     return unit.returned()

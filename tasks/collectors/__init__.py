@@ -7,7 +7,7 @@ from tasks.collectors.links import Link
 from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
 from tasks.collectors.spec import Api, Endpoint
-from tasks.collectors.values import Answer, Page, Request, Unit
+from tasks.collectors.values import Answer, Fetched, Page, Request, Unit
 
 __all__ = [
     "Answer",
@@ -19,6 +19,7 @@ __all__ = [
     "BreakerPolicy",
     "Cursor",
     "Endpoint",
+    "Fetched",
     "Limit",
     "Link",
     "Number",

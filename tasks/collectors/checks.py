@@ -8,15 +8,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from string import Formatter
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from sqlalchemy import Table, UniqueConstraint
 
 from resilience.errors import ConfigurationError
 from resilience.policy import Limit, Per
-from tasks.collectors.paging import Bars, Cursor, Paging
+from tasks.collectors.paging import Bars, Cursor, Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, kind_of
+
+if TYPE_CHECKING:
+    from tasks.collectors.endpoint import Endpoint
 
 BreakerPer = Literal["endpoint", "api"]
 SHARERS = get_args(get_args(Per)[0])
@@ -77,6 +80,26 @@ def base_url(api: str, url: str) -> None:
         )
 
 
+def fetch(endpoint: str, declared: "Endpoint") -> None:
+    """A function that fetches takes (unit, checkpoint, session), and the place of a declared call."""
+    if declared.fetch is None:
+        return
+    try:
+        inspect.signature(declared.fetch).bind(None, None, None)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{endpoint}: fetch has to be a function that takes (unit, checkpoint, session)"
+        ) from error
+    if not isinstance(declared.page, Single | Bars):
+        raise ConfigurationError(
+            f"{endpoint}: page is of no use beside fetch, which returns Fetched(rows, next=…); "
+            "only Bars says something, of which length its bars are"
+        )
+    for field in ("path", "params", "rows"):
+        if getattr(declared, field):
+            raise ConfigurationError(f"{endpoint}: {field} is of no use beside fetch, which makes the calls")
+
+
 def path(api: str, path: Any) -> None:
     """An endpoint's path is there; a decorator without its brackets has the function in its place."""
     if not isinstance(path, str) or not path:
@@ -87,7 +110,7 @@ def path(api: str, path: Any) -> None:
 
 def placeholders(endpoint: str, path: str, params: Mapping[str, str], known: Iterable[str]) -> set[str]:
     """The placeholders that path and params use. Raises for one that nothing fills."""
-    if not path.startswith("/"):
+    if path and not path.startswith("/"):
         raise ConfigurationError(f"{endpoint}: path is {path!r}, but has to begin with '/'")
     used: set[str] = set()
     for field, template in (("path", path), *((f"params[{key!r}]", value) for key, value in params.items())):

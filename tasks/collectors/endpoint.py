@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -19,13 +20,15 @@ from tasks.collectors.links import Link, on_host
 from tasks.collectors.paging import Bars, Cursor, Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, Shape, bad_payload, decode, items, kind_of, shape_of
 from tasks.collectors.rules import Rule
-from tasks.collectors.values import Answer, Checkpoint, Page, Reply, Request, Unit
+from tasks.collectors.values import Answer, Checkpoint, Fetched, Page, Reply, Request, Unit
 from tasks.models import records
 
 if TYPE_CHECKING:
     from tasks.collectors.spec import Api
 
 Parse = Callable[[Any, Unit], Mapping[str, Any]]
+Fetch = Callable[[Unit, Checkpoint, Any], Fetched]
+"""Takes the unit, the checkpoint ({} at first) and a guarded `requests.Session`."""
 OnOpen = Literal["skip", "park"]
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["skip", "queue", "replace"]
@@ -35,6 +38,7 @@ Weight = float | Callable[[Unit], float]
 # A `Date` header names whole seconds, and servers keep one for a second: the true time is up to this later.
 DATE_LAG = timedelta(seconds=2)
 _KEY_MAX = 500  # characters, as in the records table
+_CHECKPOINT_MAX = 10_000  # characters, of a function's checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,6 +64,7 @@ class Endpoint:
     limits: tuple[Limit, ...] = ()
     rows: str | None = None
     on_open: OnOpen | None = None
+    fetch: Fetch | None = field(default=None, repr=False)
     shape: Shape = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +115,11 @@ class Endpoint:
     @property
     def takes_range(self) -> bool:
         """Whether the API can be asked for a range of time, so that a backfill makes sense."""
-        return self.timed and (isinstance(self.page, Bars) or bool(self.cursor and self.cursor.param))
+        if not self.timed:
+            return False
+        return (
+            isinstance(self.page, Bars) or self.fetch is not None or bool(self.cursor and self.cursor.param)
+        )
 
     def window(
         self, symbol: str, cursor: str | None, now: datetime
@@ -179,7 +188,7 @@ class Endpoint:
 
     def first(self, unit: Unit) -> Checkpoint:
         """Where the unit starts."""
-        return self.page.first(unit)
+        return {} if self.fetch is not None else self.page.first(unit)
 
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
@@ -224,26 +233,51 @@ class Endpoint:
             raise error
         if self.api.wants_restart(answer):
             return self._restart(unit, checkpoint, answer)
-        try:
+        with self._agreed(answer):
             body = decode(answer.body)
             found = items(body, self.rows)
-            rows = self.shape.unique(self.parse(row, unit) for row in found)
-            kept = self._inside(rows, unit, answer)
-            highest = (
-                max((to_cursor(row[self.cursor.field]) for row in kept), default=None)
-                if self.cursor
-                else None
-            )
-            if self.generic:
-                kept = [self._record(row, unit) for row in kept]
+            kept, highest = self._checked(found, unit, answer)
             asked = self._address(unit, checkpoint)
             reply = Reply(body, found, answer.headers, asked, in_query(self.api.auth))
             return Page(kept, self._following(unit, checkpoint, reply), highest)
+
+    def take(self, unit: Unit, checkpoint: Checkpoint, fetched: Fetched, answer: Answer | None) -> Page:
+        """The rows that a function fetched, all of them checked; `answer` is the last one it was given.
+
+        Raises BadPayloadError for rows that are not what was declared.
+        """
+        with self._agreed(answer):
+            kept, highest = self._checked(fetched.rows, unit, answer)
+            after = fetched.next
+            if after is not None:
+                if plain(after) == plain(checkpoint):
+                    raise ValueError("`next` is the checkpoint that was just read")
+                if len(json.dumps(after)) > _CHECKPOINT_MAX:
+                    raise ValueError(f"`next` is longer than {_CHECKPOINT_MAX} characters")
+            return Page(kept, after, highest)
+
+    @contextmanager
+    def _agreed(self, answer: Answer | None) -> Iterator[None]:
+        """Turn whatever a body that is not as agreed raises into BadPayloadError."""
+        try:
+            yield
         except PenstockError:
             raise
         except Exception as broken:
             why = f"{type(broken).__name__}: {broken}"[:300]
-            raise bad_payload(self.full_name, why, answer.body, answer.status) from broken
+            body, status = (answer.body, answer.status) if answer else (b"", 0)
+            raise bad_payload(self.full_name, why, body, status) from broken
+
+    def _checked(
+        self, found: Sequence[Any], unit: Unit, answer: Answer | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The rows as they are stored, and the highest value of the cursor among them."""
+        rows = self.shape.unique(self.parse(row, unit) for row in found)
+        kept = self._inside(rows, unit, answer)
+        highest = (
+            max((to_cursor(row[self.cursor.field]) for row in kept), default=None) if self.cursor else None
+        )
+        return [self._record(row, unit) for row in kept] if self.generic else kept, highest
 
     def stamped(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a Page with their source, where the table tells sources apart."""
@@ -258,7 +292,7 @@ class Endpoint:
             raise ValueError(f"the key is longer than {_KEY_MAX} characters")
         return {"endpoint": self.name, "key": key, "symbol": unit.symbol, "data": data}
 
-    def _inside(self, rows: list[dict[str, Any]], unit: Unit, answer: Answer) -> list[dict[str, Any]]:
+    def _inside(self, rows: list[dict[str, Any]], unit: Unit, answer: Answer | None) -> list[dict[str, Any]]:
         """The rows inside the unit's window; of bars only those that are complete."""
         if self.cursor is None:
             return rows
@@ -277,7 +311,9 @@ class Endpoint:
             if (first is None or row[name] >= first) and (last is None or row[name] + width <= last)
         ]
 
-    def _seen_at(self, answer: Answer) -> datetime | None:
+    def _seen_at(self, answer: Answer | None) -> datetime | None:
+        if answer is None:
+            return None
         try:
             said = parsedate_to_datetime(answer.headers["date"]) if isinstance(self.page, Bars) else None
             return said and said + DATE_LAG
@@ -301,8 +337,9 @@ def _check(endpoint: Endpoint) -> None:
     checks.parse(full, endpoint.parse)
     checks.pattern(full, endpoint.symbol_pattern)
     checks.page(full, page)
+    checks.fetch(full, endpoint)
     used = checks.placeholders(full, endpoint.path, endpoint.params, _values("", page))
-    if ("symbol" in used) != (endpoint.symbols is not None):
+    if endpoint.fetch is None and ("symbol" in used) != (endpoint.symbols is not None):
         raise ConfigurationError(
             f"{full}: path or params use {{symbol}}, but symbols is missing"
             if "symbol" in used

@@ -25,7 +25,7 @@ from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors import checks
 from tasks.collectors.auth import Auth
 from tasks.collectors.checks import BreakerPer
-from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Symbols, Weight
+from tasks.collectors.endpoint import CatchUp, Endpoint, Fetch, OnOpen, Overlap, Symbols, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.paging import Cursor, Paging, Single
 from tasks.collectors.rules import RESTART, Rule, classify
@@ -102,14 +102,19 @@ class Api:
         limits: Sequence[Limit] = (),
         rows: str | None = None,
         on_open: OnOpen | None = None,
+        fetch: Fetch | None = None,
     ) -> Callable[[P], P]:
         """Declare an endpoint; the decorated parse function gives it its name and stays what it is.
 
         `path` and `params` may use {symbol} and, with Bars, {interval} ("1m") and {interval_s} (60). `key`
         names the fields that identify a row. `rows` is where the list of rows stands in the body ("data"),
         None for the body itself. Without a `table` the rows are kept as JSON.
+
+        `fetch(unit, checkpoint, session)`, in place of a path, makes the calls itself, through a guarded
+        `requests.Session`, and returns Fetched(rows, next=…), one page after the other.
         """
-        checks.path(self.name, path)
+        if fetch is None or path:
+            checks.path(self.name, path)
 
         def register(parse: P) -> P:
             name = parse.__name__
@@ -135,6 +140,7 @@ class Api:
                 limits=checks.limits(f"{self.name}.{name}", limits),
                 rows=rows,
                 on_open=on_open,
+                fetch=fetch,
             )
             return parse
 

@@ -35,6 +35,7 @@ class Request:
     url: str
     params: Mapping[str, str]
     headers: Mapping[str, str]
+    body: bytes | None = None
 
 
 class Headers(Mapping[str, str]):
@@ -93,3 +94,20 @@ class Page:
     rows: list[dict[str, Any]]
     next: Checkpoint | None
     cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a function of `fetch=` brings: rows for the parse function, and the checkpoint to go on from.
+
+    `next` None is the end. It is any JSON object that the function wants to be given next time.
+    """
+
+    rows: Sequence[Any]
+    next: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, str | bytes) or not isinstance(self.rows, Sequence):
+            raise TypeError(f"Fetched takes a list of rows, and not {type(self.rows).__name__}")
+        if self.next is not None and not isinstance(self.next, dict):
+            raise TypeError(f"Fetched.next is a dict or None, and not {type(self.next).__name__}")

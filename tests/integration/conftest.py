@@ -429,7 +429,7 @@ class Scripted:
     def __init__(self):
         from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-        self.answers, self.requests = [(200, {}, b"[]")], []
+        self.answers, self.requests, self.bodies = [(200, {}, b"[]")], [], []
         scripted = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -444,6 +444,10 @@ class Scripted:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_POST(self):
+                scripted.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.do_GET()
 
             def log_message(self, *args):
                 pass

@@ -97,6 +97,7 @@ def test_every_page_with_programs_is_run():
         "collectors.md",
         "concurrency.md",
         "fallbacks.md",
+        "fetching.md",
         "health.md",
         "limits.md",
         "retries.md",
@@ -118,6 +119,40 @@ def test_declared_collector_asks_as_the_page_says():
     assert request.params["updated_since"].startswith("2026-01-05T00:00:00")
     row = endpoint.parse({"id": 7, "updated_at": "2026-01-05T10:00:00Z"}, unit)
     assert row == {"id": 7, "queue": "sales", "updated_at": datetime(2026, 1, 5, 10, tzinfo=UTC)}
+
+
+class Archive:
+    """A session whose server has 700 documents."""
+
+    def __init__(self):
+        self.asked = []
+
+    def post(self, path, json):
+        self.asked.append((path, json))
+        return self.answer(id="s1")
+
+    def get(self, path, params):
+        self.asked.append((path, params))
+        return self.answer(documents=[{"id": params["start"], "changed": "2026-01-05T10:00:00Z"}], total=700)
+
+    def answer(self, **body):
+        self.json = lambda: body
+        return self
+
+
+def test_function_fetches_as_the_page_says():
+    """It orders a search, and reads it in two pages."""
+    (page,) = run("fetching.md")
+    endpoint, session = page["archive"].endpoints["documents"], Archive()
+    unit = Unit(
+        run=1, n=0, collector="archive", endpoint="documents", symbol="maps", cursor=None, start=None, end=None,
+    )  # fmt: skip
+    first = endpoint.take(unit, {}, endpoint.fetch(unit, {}, session), None)
+    assert first.next == {"order": "s1", "start": 500}
+    last = endpoint.take(unit, first.next, endpoint.fetch(unit, first.next, session), None)
+    assert last.next is None
+    assert [row["key"] for row in (*first.rows, *last.rows)] == ["0", "500"]
+    assert [path for path, _ in session.asked] == ["/searches", *["/searches/s1/documents"] * 2]
 
 
 def test_circuit_and_guard_do_what_the_page_says(capsys):

@@ -8,8 +8,8 @@ import pytest
 
 SURFACE = {
     "tasks.collectors": {
-        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Limit",
-        "Link", "Number", "Offset", "Page", "Request", "RetryPolicy", "Rule", "Single", "Token", "Unit",
+        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
+        "Limit", "Link", "Number", "Offset", "Page", "Request", "RetryPolicy", "Rule", "Single", "Token", "Unit",
         "day", "iso", "ms", "number", "seconds",
     },
     "resilience.guard": {
