@@ -108,12 +108,17 @@ def path(api: str, path: Any) -> None:
         )
 
 
-def placeholders(endpoint: str, path: str, params: Mapping[str, str], known: Iterable[str]) -> set[str]:
-    """The placeholders that path and params use. Raises for one that nothing fills."""
+def placeholders(
+    endpoint: str, path: str, given: Mapping[str, Mapping[str, str]], known: Iterable[str]
+) -> set[str]:
+    """The placeholders that the path and what else is `given` use. Raises for one that nothing fills."""
     if path and not path.startswith("/"):
         raise ConfigurationError(f"{endpoint}: path is {path!r}, but has to begin with '/'")
+    templates = {"path": path}
+    for field, each in given.items():
+        templates |= {f"{field}[{name!r}]": template for name, template in each.items()}
     used: set[str] = set()
-    for field, template in (("path", path), *((f"params[{key!r}]", value) for key, value in params.items())):
+    for field, template in templates.items():
         found = _placeholders(endpoint, field, template)
         if unknown := found - set(known):
             allowed = ", ".join(f"{{{each}}}" for each in known)

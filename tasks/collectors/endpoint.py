@@ -51,6 +51,7 @@ class Endpoint:
     parse: Parse = field(repr=False)
     key: tuple[str, ...]
     params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     symbols: Symbols = None
     symbol_pattern: str | None = None
     page: Paging = field(default_factory=Single)
@@ -193,13 +194,14 @@ class Endpoint:
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
         url = self._address(unit, checkpoint)
-        if self._linked(checkpoint):
-            return Request("GET", url, {}, self.api.headers)
         values = _values(unit.symbol, self.page)
-        sent = {name: text.format_map(values) for name, text in self.params.items()}
+        headers = {**self.api.headers, **_filled(self.headers, values)}
+        if self._linked(checkpoint):
+            return Request("GET", url, {}, headers)
+        sent = _filled(self.params, values)
         sent |= self.cursor.sent(unit) if self.cursor else {}
         sent |= self.page.params(unit, checkpoint)
-        return Request("GET", url, sent, self.api.headers)
+        return Request("GET", url, sent, headers)
 
     def _linked(self, checkpoint: Checkpoint) -> bool:
         return isinstance(self.page, Link) and "link" in checkpoint
@@ -338,12 +340,13 @@ def _check(endpoint: Endpoint) -> None:
     checks.pattern(full, endpoint.symbol_pattern)
     checks.page(full, page)
     checks.fetch(full, endpoint)
-    used = checks.placeholders(full, endpoint.path, endpoint.params, _values("", page))
+    given = {"params": endpoint.params, "headers": endpoint.headers}
+    used = checks.placeholders(full, endpoint.path, given, _values("", page))
     if endpoint.fetch is None and ("symbol" in used) != (endpoint.symbols is not None):
         raise ConfigurationError(
-            f"{full}: path or params use {{symbol}}, but symbols is missing"
+            f"{full}: path, params or headers use {{symbol}}, but symbols is missing"
             if "symbol" in used
-            else f"{full}: symbols are declared, but neither path nor params use {{symbol}}"
+            else f"{full}: symbols are declared, but neither path, params nor headers use {{symbol}}"
         )
     table = None if endpoint.generic else endpoint.table
     for value, allowed, what in (
@@ -357,6 +360,10 @@ def _check(endpoint: Endpoint) -> None:
     checks.cursor(full, endpoint.cursor, page, table)
     for each in endpoint.symbols if isinstance(endpoint.symbols, tuple) else ():
         checks.symbol(full, each, endpoint.symbol_pattern)
+
+
+def _filled(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    return {name: text.format_map(values) for name, text in templates.items()}
 
 
 def _values(symbol: str, page: Paging) -> dict[str, str]:

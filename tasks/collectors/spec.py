@@ -91,6 +91,7 @@ class Api:
         symbols: Sequence[str] | Callable[[], Sequence[str]] | None = None,
         symbol_pattern: str | None = None,
         params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         page: Paging | None = None,
         cursor: Cursor | None = None,
         table: Table | None = None,
@@ -106,9 +107,9 @@ class Api:
     ) -> Callable[[P], P]:
         """Declare an endpoint; the decorated parse function gives it its name and stays what it is.
 
-        `path` and `params` may use {symbol} and, with Bars, {interval} ("1m") and {interval_s} (60). `key`
-        names the fields that identify a row. `rows` is where the list of rows stands in the body ("data"),
-        None for the body itself. Without a `table` the rows are kept as JSON.
+        `path`, `params` and `headers` may use {symbol} and, with Bars, {interval} ("1m") and {interval_s}
+        (60). `key` names the fields that identify a row. `rows` is where the list of rows stands in the body
+        ("data"), None for the body itself. Without a `table` the rows are kept as JSON.
 
         `fetch(unit, checkpoint, session)`, in place of a path, makes the calls itself, through a guarded
         `requests.Session`, and returns Fetched(rows, next=…), one page after the other.
@@ -127,6 +128,7 @@ class Api:
                 parse=parse,
                 key=(key,) if isinstance(key, str) else tuple(key),
                 params=dict(params or {}),
+                headers=dict(headers or {}),
                 symbols=_symbols(f"{self.name}.{name}", symbols),
                 symbol_pattern=symbol_pattern,
                 page=page or Single(),

@@ -128,6 +128,12 @@ def test_a_request_is_filled_in():
     assert request.headers == {"X-Plan": "free"}
 
 
+def test_headers_of_an_endpoint():
+    """Beside those of the Api, and with the symbol: some APIs take their tenant so."""
+    endpoint = declare(shop(headers={"X-Plan": "free"}), path="/orders", headers={"X-Tenant": "{symbol}"})
+    assert endpoint.request(unit("T-1"), {}).headers == {"X-Plan": "free", "X-Tenant": "T-1"}
+
+
 def test_a_request_holds_no_secret():
     """Auth names one, and only the client resolves it."""
     endpoint = declare(shop(auth=Bearer("SHOP_TOKEN")))
@@ -154,9 +160,10 @@ WRONG = [
     ({"path": "/{symbol.__class__}"}, r"path uses \{symbol.__class__\}"),
     ({"params": {"i": "{interval}"}}, r"params\['i'\] uses \{interval\}"),
     ({"params": {"i": "{"}}, r"params\['i'\] is '\{', which is no template"),
+    ({"headers": {"X-Tenant": "{tenant}"}}, r"headers\['X-Tenant'\] uses \{tenant\}"),
     ({"params": {"i": 5}}, r"params\['i'\] is 5, which is no template"),
     ({"symbols": None}, "use {symbol}, but symbols is missing"),
-    ({"path": "/orders"}, "symbols are declared, but neither path nor params use"),
+    ({"path": "/orders"}, "symbols are declared, but neither path, params nor headers use"),
     ({"symbols": "A"}, "symbols is 'A', but has to be a list"),
     ({"symbols": ["A", ""]}, "'' is no symbol"),
     (
