@@ -52,6 +52,7 @@ class Calls:
         *,
         ticket: str | None,
         stopping: Callable[[], bool],
+        patient: bool = True,
     ) -> None:
         self.api = api
         self.ask = ask
@@ -63,6 +64,7 @@ class Calls:
         self._claim = claim
         self._settings = settings
         self._stopping = stopping
+        self._patient = patient  # whether it waits for the permit of a half-open circuit
         self._lease: Lease | None = None
         self._answered = False
         self._took_s = 0.0
@@ -87,6 +89,8 @@ class Calls:
                 raise verdict.error()
             assert isinstance(verdict, Wait)
             self.ticket = verdict.ticket
+            if verdict.reason == "half_open" and not self._patient:
+                raise Snooze(verdict.seconds, verdict.ticket, verdict.reason)
             self._claim.spend(waits=1, waited_s=verdict.seconds)
             if verdict.seconds > inline_s or self._stopping():
                 raise Snooze(verdict.seconds, verdict.ticket, verdict.reason)

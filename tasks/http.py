@@ -310,7 +310,7 @@ def client() -> Client:
 
 
 def _network_error(api: Api, error: BaseException, limit_s: float, *, late: bool) -> NetworkError:
-    host = urlsplit(api.base_url).hostname
+    host = api.host or urlsplit(api.base_url).hostname
     chain = list(_chain(error))
     if any(isinstance(each, NameResolutionError | socket.gaierror) for each in chain):
         return DNSError(f"{api.name}: the name {host} could not be resolved")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, product
 
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
-from resilience.errors import DatabaseError
+from resilience.errors import ConfigurationError, DatabaseError
 from resilience.guard import Ask, CircuitState, CircuitView, Guard, Transition
 from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
@@ -21,6 +21,7 @@ from tasks import events, heartbeat
 from tasks.circuits import recall
 from tasks.collectors.registry import collectors, endpoint_of
 from tasks.collectors.spec import Api, Endpoint
+from tasks.collectors.tiers import Tier
 from tasks.ledger import SqlLedger
 from tasks.settings import get_settings
 
@@ -66,10 +67,23 @@ def guard() -> Guard:
     return _guard_of(get_settings().redis, os.getpid())
 
 
-def circuits_of(endpoint: Endpoint) -> tuple[CircuitBreaker, ...]:
-    """The circuits that a call of an endpoint goes through: its own, its Api's, or both."""
-    names = {"endpoint": endpoint.full_name, "api": endpoint.api.name}
-    return tuple(_circuit(endpoint.api, names[per]) for per in endpoint.api.breaker_per)
+def circuits_of(endpoint: Endpoint, tier: Tier | None = None) -> tuple[CircuitBreaker, ...]:
+    """The circuits that a call of an endpoint goes through: its own, its Api's, or both.
+
+    A tier has one of its own in the place of the endpoint's, in any case; one with a host of its own has no
+    part in its Api's.
+    """
+    if tier is None:
+        names = {"endpoint": endpoint.full_name, "api": endpoint.api.name}
+        return tuple(_circuit(endpoint.api, names[per]) for per in endpoint.api.breaker_per)
+    shared = "api" in endpoint.api.breaker_per and tier.base_url is None
+    own = _circuit(endpoint.api, f"{endpoint.full_name}.{tier.name}")
+    return (own, _circuit(endpoint.api, endpoint.api.name)) if shared else (own,)
+
+
+def _ways(endpoint: Endpoint) -> tuple[Tier | None, ...]:
+    """The tiers of an endpoint; None stands for the one way of an endpoint without."""
+    return endpoint.tiers or (None,)
 
 
 def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
@@ -80,7 +94,15 @@ def circuit_of(endpoint: Endpoint) -> CircuitBreaker:
 def circuit_named(name: str) -> CircuitBreaker:
     """A circuit of this installation. Raises ConfigurationError if there is none."""
     known = {breaker.circuit: breaker for breaker in registry()}
-    return known.get(name) or circuit_of(endpoint_of(name))
+    if name in known:
+        return known[name]
+    endpoint = endpoint_of(name)
+    if endpoint.tiers:
+        each = ", ".join(
+            breaker.circuit for tier in endpoint.tiers for breaker in circuits_of(endpoint, tier)
+        )
+        raise ConfigurationError(f"{name} has a circuit for each of its tiers: {each}")
+    return circuit_of(endpoint)
 
 
 @lru_cache(maxsize=1024)
@@ -91,29 +113,43 @@ def _circuit(api: Api, name: str) -> CircuitBreaker:
     return breaker
 
 
-def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float) -> Ask:
-    """Everything that has to agree before a unit of this endpoint and symbol may call."""
-    sharers = tuple(_sharing_key(limit, endpoint, symbol) for limit in _limits_of(endpoint))
-    return _shared_ask(endpoint, sharers, lane, weight)
+def ask_for(endpoint: Endpoint, symbol: str, lane: Lane, weight: float, tier: Tier | None = None) -> Ask:
+    """Everything that has to agree before a unit of this endpoint and symbol may call (by this tier)."""
+    sharers = _sharers(endpoint, symbol, tier)
+    return _shared_ask(endpoint, sharers, lane, weight, tier)
 
 
-def _limits_of(endpoint: Endpoint) -> tuple[Limit, ...]:
+def _sharers(endpoint: Endpoint, symbol: str, tier: Tier | None) -> tuple[str, ...]:
+    """Who shares each limit; those of a tier's own host are nobody else's."""
+    own = "" if tier is None or tier.base_url is None else f"tier:{endpoint.name}.{tier.name}:"
+    return tuple(own + _sharing_key(limit, endpoint, symbol) for limit in _limits_of(endpoint, tier))
+
+
+def _limits_of(endpoint: Endpoint, tier: Tier | None = None) -> tuple[Limit, ...]:
+    if tier is not None and tier.base_url is not None:
+        return tuple(tier.limits)
     return (*endpoint.api.limits, *endpoint.limits)
 
 
 # By who shares the limits and not by symbol: a worker that has seen 100,000 symbols would keep as many.
 @lru_cache(maxsize=1024)
-def _shared_ask(endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight: float) -> Ask:
-    shared = zip(_limits_of(endpoint), sharers, strict=True)
+def _shared_ask(
+    endpoint: Endpoint, sharers: tuple[str, ...], lane: Lane, weight: float, tier: Tier | None
+) -> Ask:
+    shared = zip(_limits_of(endpoint, tier), sharers, strict=True)
     limiters = tuple(_limiter(endpoint, limit, sharer) for limit, sharer in shared)
-    return Ask(
+    ask = Ask(
         api=endpoint.api.name,
-        circuits=circuits_of(endpoint),
+        circuits=circuits_of(endpoint, tier),
         limits=limiters,
         weight=weight,
         lane=lane,
         banned=_banned_with(endpoint),
     )
+    if tier is None or tier.base_url is None:
+        return ask
+    # What another host says of its limits holds back nobody but those who call it.
+    return replace(ask, gate=f"tier:{endpoint.name}.{tier.name}", banned=())
 
 
 def _limiter(endpoint: Endpoint, limit: Limit, sharer: str) -> RateLimiter:
@@ -166,7 +202,7 @@ def registry() -> Circuits:
     found = Circuits(guard().store)
     for api in collectors().values():
         for endpoint in api.endpoints.values():
-            for breaker in circuits_of(endpoint):
+            for breaker in chain.from_iterable(circuits_of(endpoint, tier) for tier in _ways(endpoint)):
                 found.register(breaker)
     return found
 
@@ -174,13 +210,21 @@ def registry() -> Circuits:
 def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
     """How the circuits of these endpoints stand, by the endpoint's full name, in one round trip.
 
-    Of an endpoint with several it is the one that lets least through.
+    Of an endpoint with several it is the one that lets least through; of one with tiers, that of the tier
+    that lets most through.
     """
-    through = {endpoint.full_name: circuits_of(endpoint) for endpoint in endpoints}
-    views = guard().circuits(list(dict.fromkeys(chain.from_iterable(through.values()))))
+    through = {
+        endpoint.full_name: [circuits_of(endpoint, tier) for tier in _ways(endpoint)]
+        for endpoint in endpoints
+    }
+    every = chain.from_iterable(chain.from_iterable(through.values()))
+    views = guard().circuits(list(dict.fromkeys(every)))
     return {
-        name: min((views[breaker.circuit] for breaker in breakers), key=_openness)
-        for name, breakers in through.items()
+        name: max(
+            (min((views[breaker.circuit] for breaker in breakers), key=_openness) for breakers in ways),
+            key=_openness,
+        )
+        for name, ways in through.items()
     }
 
 
@@ -198,10 +242,13 @@ def limits(endpoints: Sequence[Endpoint]) -> dict[RateLimiter, LimitReading]:
     found: dict[tuple[str, str, str], RateLimiter] = {}
     for endpoint in endpoints:
         listed = [] if endpoint.symbols is None or callable(endpoint.symbols) else list(endpoint.symbols)
-        for limit in _limits_of(endpoint):
-            for symbol in [""] if limit.per in _WITHOUT_SYMBOL else listed:
-                limiter = _limiter(endpoint, limit, _sharing_key(limit, endpoint, symbol))
-                found.setdefault((limiter.api, limiter.name, limiter.key), limiter)
+        for tier, symbol in product(_ways(endpoint), ["", *listed]):
+            for limit, sharer in zip(
+                _limits_of(endpoint, tier), _sharers(endpoint, symbol, tier), strict=True
+            ):
+                if (limit.per in _WITHOUT_SYMBOL) is (symbol == ""):
+                    limiter = _limiter(endpoint, limit, sharer)
+                    found.setdefault((limiter.api, limiter.name, limiter.key), limiter)
     limiters = list(found.values())
     return dict(zip(limiters, guard().store.limits([each.spec for each in limiters]), strict=True))
 

@@ -172,6 +172,7 @@ units = Table(
     Column("records", Integer, nullable=False, server_default="0"),
     Column("rate_limited", Boolean, nullable=False, server_default="0"),
     Column("finished_at", UtcDateTime),
+    Column("tier", String(50)),  # which of several ways served it
     PrimaryKeyConstraint("run", "n"),
 )
 Index("ix_units_due", units.c.run, units.c.state, units.c.not_before)

@@ -202,6 +202,7 @@ class RunDetail:
     failed_symbols: Mapping[str, int]
     waves_done: int
     waves_differing: int  # whose chord counted otherwise than SQL; SQL wins
+    tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # endpoint → tier → units it served
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe facts: all fields of CollectionResult, and what the run does now."""
@@ -216,6 +217,7 @@ class RunDetail:
             "failed_symbols": dict(self.failed_symbols),
             "waves_done": self.waves_done,
             "waves_differing": self.waves_differing,
+            "tiers": {name: dict(counts) for name, counts in self.tiers.items()},
         }
 
 
@@ -292,7 +294,14 @@ def detail(run: int, *, failures: int = ERRORS_SHOWN) -> RunDetail | None:
             failed_symbols=_failed_symbols(connection, run),
             waves_done=done,
             waves_differing=differing,
+            tiers=_served(connection, [run]),
         )
+
+
+def served(of: Sequence[int]) -> dict[str, dict[str, int]]:
+    """How many units of these runs each tier has served, by endpoint; only endpoints with tiers."""
+    with reading() as connection:
+        return _served(connection, of)
 
 
 def schedule_views() -> list[ScheduleView]:
@@ -422,6 +431,18 @@ def _tallies(connection: Connection, of: Sequence[int], by: ColumnElement[Any]) 
     for row in rows:
         grouped.setdefault(row["group"], []).append(row)
     return {group: _sum(parts) for group, parts in grouped.items()}
+
+
+def _served(connection: Connection, of: Sequence[int]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for endpoint, tier, count in connection.execute(
+        select(units.c.endpoint, units.c.tier, func.count())
+        .where(units.c.run.in_(of), units.c.tier.is_not(None))
+        .group_by(units.c.endpoint, units.c.tier)
+        .order_by(units.c.endpoint, units.c.tier)
+    ):
+        found.setdefault(endpoint, {})[tier] = count
+    return found
 
 
 def _sum(parts: Sequence[RowMapping]) -> Tally:

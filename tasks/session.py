@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from http.client import responses
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 from requests.adapters import BaseAdapter
@@ -30,6 +31,7 @@ class GuardedSession(requests.Session):
     """A `requests.Session` for one page of one unit. What it raises is no `requests.RequestException`.
 
     A path such as "/orders" is one below `base_url`; a request to another host raises ConfigurationError.
+    Where that address is a secret, the function is shown a `placeholder` in its place.
     Credentials are added underneath and seen neither here nor in a response. An answer that is an error
     raises what the rules of the Api say. With `raises = False` it comes back as a response, for clients that
     read answers themselves; whatever then leaves the function is what the circuit hears.
@@ -37,11 +39,11 @@ class GuardedSession(requests.Session):
     No redirect is followed, no cookie, proxy or `.netrc` used; `verify`, `cert` and `stream` change nothing.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, *, placeholder: str | None = None) -> None:
         super().__init__()
         self.trust_env = False
         self.raises = True
-        self.base_url = calls.api.base_url
+        self.base_url = placeholder or calls.api.base_url
         self.headers = CaseInsensitiveDict(calls.api.headers)
         self._calls: Calls | None = calls
         for scheme in ("https://", "http://"):
@@ -68,6 +70,15 @@ class GuardedSession(requests.Session):
         """End the session; what keeps it beyond its page can no longer call."""
         self._calls = None
         super().close()
+
+    def real(self, url: str) -> str:
+        """The address that a request goes to, where the session only has a placeholder for it."""
+        base, asked, real = urlsplit(self.base_url), urlsplit(url), urlsplit(self.calls.api.base_url)
+        if (asked.scheme, asked.netloc) != (base.scheme, base.netloc) or base == real:
+            return url
+        path = real.path + (asked.path if asked.path != "/" else "")
+        query = "&".join(filter(None, (real.query, asked.query)))
+        return urlunsplit((real.scheme, real.netloc, path, query, ""))
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -118,9 +129,8 @@ class _Guarded(BaseAdapter):
     def send(  # type: ignore[override]
         self, request: requests.PreparedRequest, timeout: Any = None, **_ignored: Any
     ) -> requests.Response:
-        asked = Request(
-            request.method or "GET", request.url or "", {}, dict(_passed_on(request.headers)), _body(request)
-        )
+        url = self._session.real(request.url or "")
+        asked = Request(request.method or "GET", url, {}, dict(_passed_on(request.headers)), _body(request))
         answer = self._session.calls.send(asked, timeout_s=_seconds(timeout), raises=self._session.raises)
         return _response(request, answer)
 

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from resilience.errors import (
+    AllTiersFailedError,
     APIError,
     AuthenticationError,
     BadPayloadError,
@@ -33,15 +34,15 @@ from resilience.errors import (
 from resilience.policy import Lane, RetryPolicy
 from tasks import store
 from tasks.calls import Calls, Snooze, TimeLimit
-from tasks.collectors.endpoint import Fetch
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Answer, Checkpoint, Endpoint, Page, Unit
+from tasks.collectors.values import Fetch
 from tasks.heartbeat import worker_id
-from tasks.limits import ask_for
 from tasks.outcomes import Outcome, UnitState
 from tasks.session import GuardedSession
 from tasks.settings import Settings, get_settings
 from tasks.upsert import upsert
+from tasks.ways import Way, deciding, ways_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Poison(PenstockError):  # noqa: N818
 
 
 RETRYABLE = (
+    AllTiersFailedError,
     NetworkError,
     ServerError,
     RateLimitError,
@@ -122,6 +124,12 @@ def next_step(
     Waiting, slices and 429s spend no attempt. Nor does a `probe`, the call of a half-open circuit that the
     server failed: the few units that try for all others would be used up by an outage.
     """
+    if isinstance(error, AllTiersFailedError):
+        by = next_step(
+            deciding(error.errors), row, policy=policy, on_open=on_open, settings=settings, now=now,
+            probe=probe, rng=rng,
+        )  # fmt: skip
+        return _told(by, error)
     if isinstance(error, SliceOver):
         return Again(0.0)
     if isinstance(error, Snooze):
@@ -149,6 +157,14 @@ def next_step(
         values | {"retries": row["retries"] + 1},
         settings,
     )
+
+
+def _told(step: Step, error: AllTiersFailedError) -> Step:
+    """The same step; what is kept of the error says what each tier said."""
+    values = {**step.values, "error": error_facts(error)} if "error" in step.values else step.values
+    if isinstance(step, End) and step.outcome is Outcome.FAILED:
+        return replace(step, reason=error.code, values=values)
+    return replace(step, values=values)
 
 
 def _wait(seconds: float, values: Mapping[str, Any], settings: Settings) -> Again | Later:
@@ -190,19 +206,50 @@ class Delivery:
             cursor=row["cursor"],
         )
         self.lane = Lane(row["lane"])
-        ask = ask_for(endpoint, self.unit.symbol, self.lane, endpoint.weigh(self.unit))
-        self.calls = Calls(endpoint.api, ask, claim, settings, ticket=row["ticket"], stopping=stopping)
         saved: Mapping[str, Any] = row["checkpoint"] or {}
-        self.checkpoint: Checkpoint = saved.get("page") or endpoint.first(self.unit)
+        self.ways = ways_of(
+            endpoint, self.unit, lane=self.lane, claim=claim, settings=settings, stopping=stopping
+        )
+        self.way = next((each for each in self.ways if each.name == saved.get("tier")), self.ways[0])
+        begun = "page" in saved and self.way.name == saved.get("tier")
+        self.checkpoint: Checkpoint = saved["page"] if begun else self._first(self.way)
         self.seen: str | None = saved.get("cursor")
-        self.records: int = row["records"]
+        self.records: int = row["records"] if begun else 0
         self.done = False
         self.started = time.monotonic()
 
+    @property
+    def calls(self) -> Calls:
+        """The calls on the way that is taken."""
+        return self.way.calls
+
+    def _first(self, way: Way) -> Checkpoint:
+        return {} if way.fetch is not None else self.endpoint.first(self.unit)
+
     def read(self) -> Page:
-        """The next page: by the declared call, or by the calls that the endpoint's function makes."""
-        if self.endpoint.fetch is not None:
-            return self._read_by(self.endpoint.fetch)
+        """The next page: by the way that is taken or, where that fails, by the next one that does not.
+
+        A checkpoint is understood by the tier that made it only: another one begins at its first page.
+        """
+        if len(self.ways) == 1:
+            return self._read()
+        errors: dict[str, Exception] = {}
+        for way in [self.way, *(each for each in self.ways if each is not self.way)]:
+            if way is not self.way:
+                logger.warning("%s: from tier %s to %s", self.endpoint.full_name, self.way.name, way.name)
+                self.way, self.checkpoint, self.records = way, self._first(way), 0
+            try:
+                return self._read()
+            except PenstockError as error:
+                if not way.gives_way(error):
+                    raise
+                way.calls.settle(error)
+                errors[way.name or ""] = error
+        raise AllTiersFailedError(errors=errors)
+
+    def _read(self) -> Page:
+        if self.way.fetch is not None:
+            return self._read_by(self.way.fetch)
         self.calls.admit()
         return self.parse(self.fetch())
 
@@ -216,7 +263,7 @@ class Delivery:
 
     def _read_by(self, fetch: Fetch) -> Page:
         """Let the function fetch; it has its session for this page only."""
-        with GuardedSession(self.calls) as session:
+        with GuardedSession(self.calls, placeholder=self.way.placeholder) as session:
             fetched = session.let(fetch, self.unit, dict(self.checkpoint))
         return self.endpoint.take(self.unit, self.checkpoint, fetched, self.calls.answer)
 
@@ -228,20 +275,23 @@ class Delivery:
             if page.next is not None:
                 self.claim.write(
                     connection,
-                    checkpoint={"page": page.next, "cursor": self.seen},
+                    checkpoint={"page": page.next, "cursor": self.seen} | self._tier(),
                     records=self.records,
                     deliveries=0,
                     attempts=0,
                     throttles=0,
                 )
             else:
-                self.claim.write(connection, records=self.records, **self._ending())
+                self.claim.write(connection, records=self.records, **self._ending(), **self._tier())
                 self._move_cursor(connection)
             upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
         # What comes next counts from this page on, as it now stands in SQL.
         self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
         self.checkpoint = page.next or {}
         self.done = page.next is None
+
+    def _tier(self) -> dict[str, str]:
+        return {} if self.way.name is None else {"tier": self.way.name}
 
     def _ending(self) -> dict[str, Any]:
         return {

@@ -521,8 +521,9 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
     """What `penstock collectors` says about an endpoint."""
     from tasks.collectors.registry import scheduled
     from tasks.reads import iso
+    from tasks.settings import get_settings
 
-    symbols = endpoint.symbols
+    symbols, secret = endpoint.symbols, get_settings().secret
     return {
         "endpoint": endpoint.full_name,
         "collector": endpoint.api.name,
@@ -537,6 +538,7 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
         "circuit": None if view is None else str(view.state),
         "circuit_until_at": None if view is None else iso(view.retry_at),
         "table": endpoint.table.name,
+        "tiers": [{"tier": each.name, "missing": each.missing(secret)} for each in endpoint.tiers],
     }
 
 
@@ -751,10 +753,13 @@ def _in_full(numbers: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _show_results(done: "Sequence[RunView]") -> None:
-    from workers.tables import console, results_table
+    from tasks import reads
+    from workers.tables import console, results_table, served_by
 
     screen = console()
     screen.print(results_table(done))
+    for endpoint, tiers in reads.served([each.id for each in done]).items():
+        screen.print(f"{endpoint} was served by {served_by(tiers)}")
     for each in done:
         if each.units.failed:
             screen.print(f"what failed: penstock show {each.id}")

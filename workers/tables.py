@@ -206,7 +206,9 @@ def _rate(tally: Tally) -> str:
 
 def collectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What can be collected; `rows` as `penstock collectors --json` writes them."""
-    table = _table("endpoint", "symbols", "every", "scheduled", "limits", "circuit", "table")
+    tiered = any(row["tiers"] for row in rows)
+    headings = ("endpoint", "symbols", "every", "scheduled", "limits", "circuit", "table")
+    table = _table(*headings, *(["tiers"] if tiered else []))
     table.columns[1].justify = "right"
     for row in rows:
         table.add_row(
@@ -217,8 +219,20 @@ def collectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             ", ".join(row["limits"]) or "none",
             circuit(row["circuit"], row["circuit_until_at"]),
             row["table"],
+            *([_tiers(row["tiers"])] if tiered else []),
         )
     return table
+
+
+def _tiers(tiers: Sequence[Mapping[str, Any]]) -> Text:
+    """The tiers in their order; of those that cannot be used here, why."""
+    parts = [
+        Text(each["tier"])
+        if each["missing"] is None
+        else Text(f"{each['tier']} ({each['missing']})", style="yellow")
+        for each in tiers
+    ]
+    return Text(", ").join(parts)
 
 
 def quarantine_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -330,6 +344,7 @@ def _facts(shown: RunDetail) -> Table:
         "records": f"{tally.records:,}",
         "calls": f"{tally.calls:,} ({tally.retries:,} retries), weight {tally.weight:,.0f}",
         "waits": f"{tally.waits:,}, {duration(tally.waited_s)} in all" if tally.waits else "none",
+        "served by": "; ".join(f"{name}: {served_by(tiers)}" for name, tiers in shown.tiers.items()),
         "waves": _waves(shown),
         "sent again": f"{tally.resent:,}" if tally.resent else "",
     }
@@ -337,6 +352,11 @@ def _facts(shown: RunDetail) -> Table:
         if value:
             grid.add_row(Text(name, style="bright_black"), value)
     return grid
+
+
+def served_by(tiers: Mapping[str, int]) -> str:
+    """How many units each tier has served."""
+    return ", ".join(f"{name} {n:,}" for name, n in tiers.items())
 
 
 def _waves(shown: RunDetail) -> str:

@@ -7,6 +7,7 @@ from tasks.collectors.links import Link
 from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
 from tasks.collectors.spec import Api, Endpoint
+from tasks.collectors.tiers import Tier
 from tasks.collectors.values import Answer, Fetched, Page, Request, Unit
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RetryPolicy",
     "Rule",
     "Single",
+    "Tier",
     "Token",
     "Unit",
     "day",

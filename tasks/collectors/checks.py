@@ -81,21 +81,22 @@ def base_url(api: str, url: str) -> None:
 
 
 def fetch(endpoint: str, declared: "Endpoint") -> None:
-    """A function that fetches takes (unit, checkpoint, session), and the place of a declared call."""
-    if declared.fetch is None:
+    """A function that fetches takes (unit, checkpoint, session), alone unless a call is declared."""
+    for function in declared.functions:
+        try:
+            inspect.signature(function).bind(None, None, None)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{endpoint}: fetch has to be a function that takes (unit, checkpoint, session)"
+            ) from error
+    if declared.declared:
         return
-    try:
-        inspect.signature(declared.fetch).bind(None, None, None)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{endpoint}: fetch has to be a function that takes (unit, checkpoint, session)"
-        ) from error
     if not isinstance(declared.page, Single | Bars):
         raise ConfigurationError(
             f"{endpoint}: page is of no use beside fetch, which returns Fetched(rows, next=…); "
             "only Bars says something, of which length its bars are"
         )
-    for field in ("path", "params", "rows"):
+    for field in ("path", "params", "headers", "rows"):
         if getattr(declared, field):
             raise ConfigurationError(f"{endpoint}: {field} is of no use beside fetch, which makes the calls")
 

@@ -20,15 +20,14 @@ from tasks.collectors.links import Link, on_host
 from tasks.collectors.paging import Bars, Cursor, Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, Shape, bad_payload, decode, items, kind_of, shape_of
 from tasks.collectors.rules import Rule
-from tasks.collectors.values import Answer, Checkpoint, Fetched, Page, Reply, Request, Unit
+from tasks.collectors.tiers import Tier
+from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Page, Reply, Request, Unit
 from tasks.models import records
 
 if TYPE_CHECKING:
     from tasks.collectors.spec import Api
 
 Parse = Callable[[Any, Unit], Mapping[str, Any]]
-Fetch = Callable[[Unit, Checkpoint, Any], Fetched]
-"""Takes the unit, the checkpoint ({} at first) and a guarded `requests.Session`."""
 OnOpen = Literal["skip", "park"]
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["skip", "queue", "replace"]
@@ -66,6 +65,7 @@ class Endpoint:
     rows: str | None = None
     on_open: OnOpen | None = None
     fetch: Fetch | None = field(default=None, repr=False)
+    tiers: tuple[Tier, ...] = ()
     shape: Shape = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +79,16 @@ class Endpoint:
     def generic(self) -> bool:
         """Whether the rows are kept as JSON, for want of a table of their own."""
         return self.table is records
+
+    @property
+    def functions(self) -> tuple[Fetch, ...]:
+        """The functions that fetch, of all tiers."""
+        return tuple(each for each in (self.fetch, *(tier.fetch for tier in self.tiers)) if each is not None)
+
+    @property
+    def declared(self) -> bool:
+        """Whether a call is declared, alone or as one of the tiers."""
+        return any(tier.fetch is None for tier in self.tiers) if self.tiers else self.fetch is None
 
     @property
     def timeout_s(self) -> float | None:
@@ -118,9 +128,7 @@ class Endpoint:
         """Whether the API can be asked for a range of time, so that a backfill makes sense."""
         if not self.timed:
             return False
-        return (
-            isinstance(self.page, Bars) or self.fetch is not None or bool(self.cursor and self.cursor.param)
-        )
+        return isinstance(self.page, Bars) or bool(self.functions) or bool(self.cursor and self.cursor.param)
 
     def window(
         self, symbol: str, cursor: str | None, now: datetime
@@ -189,7 +197,7 @@ class Endpoint:
 
     def first(self, unit: Unit) -> Checkpoint:
         """Where the unit starts."""
-        return {} if self.fetch is not None else self.page.first(unit)
+        return self.page.first(unit) if self.declared else {}
 
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
@@ -342,7 +350,7 @@ def _check(endpoint: Endpoint) -> None:
     checks.fetch(full, endpoint)
     given = {"params": endpoint.params, "headers": endpoint.headers}
     used = checks.placeholders(full, endpoint.path, given, _values("", page))
-    if endpoint.fetch is None and ("symbol" in used) != (endpoint.symbols is not None):
+    if endpoint.declared and ("symbol" in used) != (endpoint.symbols is not None):
         raise ConfigurationError(
             f"{full}: path, params or headers use {{symbol}}, but symbols is missing"
             if "symbol" in used

@@ -25,11 +25,13 @@ from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors import checks
 from tasks.collectors.auth import Auth
 from tasks.collectors.checks import BreakerPer
-from tasks.collectors.endpoint import CatchUp, Endpoint, Fetch, OnOpen, Overlap, Symbols, Weight
+from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Symbols, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.paging import Cursor, Paging, Single
 from tasks.collectors.rules import RESTART, Rule, classify
-from tasks.collectors.values import Answer, Checkpoint, Page, Request, Unit
+from tasks.collectors.tiers import Tier
+from tasks.collectors.tiers import check as check_tiers
+from tasks.collectors.values import Answer, Checkpoint, Fetch, Page, Request, Unit
 from tasks.models import records
 from tasks.overrides import closest, override_breaker, override_retry
 
@@ -68,6 +70,7 @@ class Api:
         checks.base_url(name, base_url)
         self.name = name
         self.base_url = base_url.rstrip("/")
+        self.host: str | None = None  # what messages say in place of a secret one
         self.limits = checks.limits(name, limits)
         self.rules = tuple(rules)
         self.auth = auth
@@ -104,6 +107,7 @@ class Api:
         rows: str | None = None,
         on_open: OnOpen | None = None,
         fetch: Fetch | None = None,
+        tiers: Sequence[Tier] = (),
     ) -> Callable[[P], P]:
         """Declare an endpoint; the decorated parse function gives it its name and stays what it is.
 
@@ -112,9 +116,10 @@ class Api:
         ("data"), None for the body itself. Without a `table` the rows are kept as JSON.
 
         `fetch(unit, checkpoint, session)`, in place of a path, makes the calls itself, through a guarded
-        `requests.Session`, and returns Fetched(rows, next=…), one page after the other.
+        `requests.Session`, and returns Fetched(rows, next=…), one page after the other. `tiers` are several
+        ways to the same rows, the best one first, with a circuit each.
         """
-        if fetch is None or path:
+        if path or not (fetch or tiers):
             checks.path(self.name, path)
 
         def register(parse: P) -> P:
@@ -143,6 +148,7 @@ class Api:
                 rows=rows,
                 on_open=on_open,
                 fetch=fetch,
+                tiers=check_tiers(f"{self.name}.{name}", tiers, path, fetch),
             )
             return parse
 

@@ -1,6 +1,6 @@
 """What travels between a unit, a declaration and the HTTP client: frozen values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -111,3 +111,7 @@ class Fetched:
             raise TypeError(f"Fetched takes a list of rows, and not {type(self.rows).__name__}")
         if self.next is not None and not isinstance(self.next, dict):
             raise TypeError(f"Fetched.next is a dict or None, and not {type(self.next).__name__}")
+
+
+Fetch = Callable[[Unit, Checkpoint, Any], Fetched]
+"""Takes the unit, the checkpoint ({} at first) and a guarded `requests.Session`."""

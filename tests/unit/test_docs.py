@@ -142,7 +142,8 @@ class Archive:
 
 def test_function_fetches_as_the_page_says():
     """It orders a search, and reads it in two pages."""
-    (page,) = run("fetching.md")
+    page, tiered = run("fetching.md")
+    assert [tier.name for tier in tiered["crm"].endpoints["accounts"].tiers] == ["mcp", "sdk", "rest"]
     endpoint, session = page["archive"].endpoints["documents"], Archive()
     unit = Unit(
         run=1, n=0, collector="archive", endpoint="documents", symbol="maps", cursor=None, start=None, end=None,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from resilience.errors import BadPayloadError, ConfigurationError
-from tasks.collectors import Api, Bars, Cursor, Fetched, Number, Unit, iso
+from tasks.collectors import Api, Bars, Bearer, Cursor, Fetched, Limit, Number, Tier, Unit, iso
 
 shop = Api("shop", "https://shop.example")
 
@@ -51,3 +51,42 @@ def test_bars_say_which_windows(monkeypatch):
     assert [each["data"]["id"] for each in page.rows] == [20, 29]
     with pytest.raises(BadPayloadError, match=r"shop\.row: ValueError"):
         api.endpoints["row"].take(unit, {}, Fetched([{"id": 1, "at": "noon"}]), None)
+
+
+REST, SDK = Tier("rest"), Tier("sdk", fetch)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "said"),
+    [
+        ("/orders", {"tiers": [REST]}, "tiers are at least two"),
+        ("/orders", {"tiers": [SDK, Tier("sdk")]}, "tiers are at least two, each with a name of its own"),
+        ("/orders", {"tiers": [REST, Tier("soap")]}, "one tier at most is without a function"),
+        ("", {"tiers": [SDK, REST]}, "a tier without a function is the declared call, which needs a path"),
+        ("/orders", {"tiers": [SDK, Tier("mcp", fetch)]}, "path is of no use beside fetch"),
+        ("/orders", {"tiers": [SDK, REST], "fetch": fetch}, "fetch is of no use beside tiers"),
+        ("/orders", {"tiers": "rest"}, r"tiers has to be a list like \[Tier"),
+        ("/orders", {"tiers": [Tier("sdk", row), REST]}, "has to be a function that takes"),
+    ],
+)
+def test_mistakes_of_tiers(path, options, said):
+    """Each names the endpoint and what is allowed."""
+    with pytest.raises(ConfigurationError, match=said):
+        Api("shop", "https://shop.example").endpoint(path, key="id", **options)(row)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Tier("MCP", fetch), "a tier is called 'MCP'"),
+        (lambda: Tier("mcp", fetch, base_url="https://mcp.example"), "base_url is the name of a secret"),
+        (lambda: Tier("mcp", base_url="MCP_URL"), "the declared call goes to the host of the Api"),
+        (lambda: Tier("mcp", fetch, auth=Bearer("KEY")), "auth and limits are for a host of its own"),
+        (lambda: Tier("mcp", fetch, limits=[Limit("1/1s")]), "auth and limits are for a host of its own"),
+        (lambda: Tier("mcp", fetch, base_url="MCP_URL", limits=["1/1s"]), "limits is"),
+    ],
+)
+def test_mistakes_of_a_tier(make, said):
+    """The secret itself in place of its name, and what would have no effect."""
+    with pytest.raises(ConfigurationError, match=said):
+        make()

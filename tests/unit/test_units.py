@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience.errors import (
+    AllTiersFailedError,
     ApiTimeoutError,
     BadPayloadError,
     CircuitOpenError,
@@ -119,6 +120,37 @@ def test_an_open_circuit_skips_or_parks():
     assert isinstance(parked, Later)
     assert parked.seconds == 42
     assert parked.values["parked_on"] == "binance.klines"
+
+
+OPEN = CircuitOpenError(circuit="a", retry_at=NOW + timedelta(seconds=42))
+SOON = CircuitOpenError(circuit="b", retry_at=NOW + timedelta(seconds=7))
+
+
+@pytest.mark.parametrize(
+    ("errors", "attempts", "parked_on"),
+    [
+        ((ServerError(), OPEN), 1, None),
+        ((OPEN, ServerError()), 1, None),
+        ((OPEN, SOON), None, "b"),
+        ((OPEN, Snooze(2, None, "half_open")), None, None),
+        ((RateLimitError(retry_after_s=3), ServerError()), 1, None),
+    ],
+)
+def test_when_all_tiers_fail(errors, attempts, parked_on):
+    """A call that was made counts before one that was refused; of refusals the one that ends first."""
+    found = step(AllTiersFailedError(errors=dict(zip("ab", errors, strict=True))))
+    assert found.values.get("attempts") == attempts
+    assert found.values.get("parked_on") == parked_on
+    if attempts:
+        assert found.values["error"]["error"] == "AllTiersFailedError"
+
+
+def test_when_all_tiers_fail_for_good():
+    """The outcome says so, and skipped stays skipped."""
+    found = step(AllTiersFailedError(errors={"a": OPEN, "b": ServerError()}), attempts=3)
+    assert (found.outcome, found.reason) == (Outcome.FAILED, "all_tiers_failed")
+    found = step(AllTiersFailedError(errors={"a": OPEN, "b": SOON}), on_open="skip")
+    assert (found.outcome, found.reason) == (Outcome.SKIPPED, "circuit_open")
 
 
 def test_each_api_and_lane_has_its_queue():
