@@ -16,7 +16,7 @@ from sqlalchemy import update
 
 from tasks import heartbeat, reads, runs, store
 from tasks.models import units
-from workers import cli
+from workers import cli, cli_runs
 
 DATABASES = ("sqlite",)  # what is read is tested on both in test_reads.py
 HEAVY = {"celery", "kombu", "sqlalchemy", "redis", "requests", "rich", "pydantic", "alembic", "flower"}
@@ -50,7 +50,7 @@ def fleet_answers(inbox, monkeypatch):
                         )
                 runs.close(number)
 
-        monkeypatch.setattr(cli, "_start", finish)
+        monkeypatch.setattr(cli_runs, "_start", finish)
 
     return answer
 

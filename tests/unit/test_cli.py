@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from tasks.reads import RunDetail, RunView, Tally, Waiting
-from workers import cli, progress, tables
+from workers import cli, cli_runs, command, progress, tables
 
 AT = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -199,22 +199,22 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
 )
 def test_dates_are_utc(text, at):
     """Unless they say otherwise."""
-    assert cli._instant(None, None, text) == at
+    assert command.instant(None, None, text) == at
 
 
 def test_symbols_are_split_at_commas():
     """Blanks around them do not count."""
-    assert cli._names(None, None, "BTCUSDT, ETHUSDT,") == ("BTCUSDT", "ETHUSDT")
-    assert cli._names(None, None, None) is None
+    assert command.symbol_names(None, None, "BTCUSDT, ETHUSDT,") == ("BTCUSDT", "ETHUSDT")
+    assert command.symbol_names(None, None, None) is None
     with pytest.raises(click.BadParameter):
-        cli._names(None, None, " , ")
+        command.symbol_names(None, None, " , ")
 
 
 def test_one_order_for_each_collector():
     """However its endpoints were named, each once."""
     from tasks.settings import Settings
 
-    orders = cli._orders(["coinbase", "binance.klines", "binance"], None, Settings(run_deadline_s=77))
+    orders = cli_runs._orders(["coinbase", "binance.klines", "binance"], None, Settings(run_deadline_s=77))
     assert [(each.collector, each.endpoints) for each in orders] == [
         ("coinbase", ("coinbase.candles",)),
         ("binance", ("binance.klines",)),
@@ -228,7 +228,7 @@ def test_symbols_named_twice_are_one():
     """A unit for each symbol, not for each word."""
     from tasks.settings import Settings
 
-    (order,) = cli._orders(["binance"], ("BTCUSDT", "ETHUSDT", "BTCUSDT"), Settings())
+    (order,) = cli_runs._orders(["binance"], ("BTCUSDT", "ETHUSDT", "BTCUSDT"), Settings())
     assert order.symbols == ("BTCUSDT", "ETHUSDT")
 
 
