@@ -5,6 +5,7 @@
 """
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Date,
@@ -33,6 +34,20 @@ ohlcv = Table(
     PrimaryKeyConstraint("source", "symbol", "interval", "open_time"),
 )
 
+asana_projects = Table(
+    "asana_projects",
+    metadata,
+    Column("gid", String(50), primary_key=True),
+    Column("workspace", String(50), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("archived", Boolean, nullable=False),
+    Column("owner", String(50)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("modified_at", UtcDateTime, nullable=False),
+    Column("due_on", Date),
+    Column("data", Json, nullable=False),
+)
+
 asana_tasks = Table(
     "asana_tasks",
     metadata,
@@ -46,4 +61,112 @@ asana_tasks = Table(
     Column("due_on", Date),
     Column("data", Json, nullable=False),
     PrimaryKeyConstraint("project", "gid"),  # a task may stand in several projects
+)
+
+calendar_events = Table(
+    "calendar_events",
+    metadata,
+    Column("calendar", String(200), nullable=False),
+    Column("id", String(1024), nullable=False),
+    Column("status", String(20), nullable=False),  # confirmed | tentative | cancelled
+    Column("summary", Text),
+    Column("organizer", Text),
+    Column("start_at", UtcDateTime),
+    Column("end_at", UtcDateTime),
+    Column("start_on", Date),  # of an event that lasts whole days
+    Column("end_on", Date),  # the day after the last
+    Column("updated_at", UtcDateTime),
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("calendar", "id"),
+)
+
+gmail_messages = Table(
+    "gmail_messages",
+    metadata,
+    Column("mailbox", String(200), nullable=False),
+    Column("id", String(50), nullable=False),
+    Column("thread", String(50), nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("sender", Text),
+    Column("subject", Text),
+    Column("snippet", Text, nullable=False),
+    Column("labels", Json, nullable=False),
+    Column("size", BigInteger, nullable=False),  # bytes, as Google estimates them
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("mailbox", "id"),
+)
+
+greenlake_devices = Table(
+    "greenlake_devices",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("serial", String(100), nullable=False),
+    Column("type", String(50), nullable=False),
+    Column("model", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+greenlake_subscriptions = Table(
+    "greenlake_subscriptions",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("key", String(100), nullable=False),
+    Column("sku", String(100)),
+    Column("quantity", BigInteger, nullable=False),
+    Column("available", BigInteger),
+    Column("starts_at", UtcDateTime),
+    Column("ends_at", UtcDateTime),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+reddit_posts = Table(
+    "reddit_posts",
+    metadata,
+    Column("id", String(20), primary_key=True),
+    Column("subreddit", String(50), nullable=False),
+    Column("author", String(50), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("score", BigInteger, nullable=False),
+    Column("comments", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+xero_contacts = Table(
+    "xero_contacts",
+    metadata,
+    Column("tenant", String(50), nullable=False),
+    Column("id", String(50), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("email", Text),
+    Column("is_customer", Boolean, nullable=False),
+    Column("is_supplier", Boolean, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+)
+
+xero_invoices = Table(
+    "xero_invoices",
+    metadata,
+    Column("tenant", String(50), nullable=False),
+    Column("id", String(50), nullable=False),
+    Column("number", Text),
+    Column("type", String(20), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("contact", String(50), nullable=False),
+    Column("invoiced_on", Date),
+    Column("due_on", Date),
+    Column("currency", String(10), nullable=False),
+    Column("total", ExactDecimal, nullable=False),
+    Column("amount_due", ExactDecimal, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
 )

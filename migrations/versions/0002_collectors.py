@@ -2,6 +2,9 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
+
+from tasks.models import ExactDecimal, UtcDateTime
 
 revision = "0002"
 down_revision = "0001"
@@ -11,7 +14,161 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("units", sa.Column("tier", sa.String(length=50), nullable=True))
+    op.create_table(
+        "asana_projects",
+        sa.Column("gid", sa.String(length=50), nullable=False),
+        sa.Column("workspace", sa.String(length=50), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("archived", sa.Boolean(), nullable=False),
+        sa.Column("owner", sa.String(length=50), nullable=True),
+        sa.Column("created_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("modified_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("due_on", sa.Date(), nullable=True),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("gid", name=op.f("pk_asana_projects")),
+    )
+    op.create_table(
+        "calendar_events",
+        sa.Column("calendar", sa.String(length=200), nullable=False),
+        sa.Column("id", sa.String(length=1024), nullable=False),
+        sa.Column("status", sa.String(length=20), nullable=False),
+        sa.Column("summary", sa.Text(), nullable=True),
+        sa.Column("organizer", sa.Text(), nullable=True),
+        sa.Column("start_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column("end_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column("start_on", sa.Date(), nullable=True),
+        sa.Column("end_on", sa.Date(), nullable=True),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("calendar", "id", name=op.f("pk_calendar_events")),
+    )
+    op.create_table(
+        "gmail_messages",
+        sa.Column("mailbox", sa.String(length=200), nullable=False),
+        sa.Column("id", sa.String(length=50), nullable=False),
+        sa.Column("thread", sa.String(length=50), nullable=False),
+        sa.Column("received_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("sender", sa.Text(), nullable=True),
+        sa.Column("subject", sa.Text(), nullable=True),
+        sa.Column("snippet", sa.Text(), nullable=False),
+        sa.Column(
+            "labels",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("mailbox", "id", name=op.f("pk_gmail_messages")),
+    )
+    op.create_table(
+        "greenlake_devices",
+        sa.Column("id", sa.String(length=50), nullable=False),
+        sa.Column("serial", sa.String(length=100), nullable=False),
+        sa.Column("type", sa.String(length=50), nullable=False),
+        sa.Column("model", sa.Text(), nullable=True),
+        sa.Column("created_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_greenlake_devices")),
+    )
+    op.create_table(
+        "greenlake_subscriptions",
+        sa.Column("id", sa.String(length=50), nullable=False),
+        sa.Column("key", sa.String(length=100), nullable=False),
+        sa.Column("sku", sa.String(length=100), nullable=True),
+        sa.Column("quantity", sa.BigInteger(), nullable=False),
+        sa.Column("available", sa.BigInteger(), nullable=True),
+        sa.Column("starts_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column("ends_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_greenlake_subscriptions")),
+    )
+    op.create_table(
+        "reddit_posts",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("subreddit", sa.String(length=50), nullable=False),
+        sa.Column("author", sa.String(length=50), nullable=False),
+        sa.Column("title", sa.Text(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("score", sa.BigInteger(), nullable=False),
+        sa.Column("comments", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_reddit_posts")),
+    )
+    op.create_table(
+        "xero_contacts",
+        sa.Column("tenant", sa.String(length=50), nullable=False),
+        sa.Column("id", sa.String(length=50), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("status", sa.String(length=20), nullable=False),
+        sa.Column("email", sa.Text(), nullable=True),
+        sa.Column("is_customer", sa.Boolean(), nullable=False),
+        sa.Column("is_supplier", sa.Boolean(), nullable=False),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name=op.f("pk_xero_contacts")),
+    )
+    op.create_table(
+        "xero_invoices",
+        sa.Column("tenant", sa.String(length=50), nullable=False),
+        sa.Column("id", sa.String(length=50), nullable=False),
+        sa.Column("number", sa.Text(), nullable=True),
+        sa.Column("type", sa.String(length=20), nullable=False),
+        sa.Column("status", sa.String(length=20), nullable=False),
+        sa.Column("contact", sa.String(length=50), nullable=False),
+        sa.Column("invoiced_on", sa.Date(), nullable=True),
+        sa.Column("due_on", sa.Date(), nullable=True),
+        sa.Column("currency", sa.String(length=10), nullable=False),
+        sa.Column("total", ExactDecimal(), nullable=False),
+        sa.Column("amount_due", ExactDecimal(), nullable=False),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name=op.f("pk_xero_invoices")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("xero_invoices")
+    op.drop_table("xero_contacts")
+    op.drop_table("reddit_posts")
+    op.drop_table("greenlake_subscriptions")
+    op.drop_table("greenlake_devices")
+    op.drop_table("gmail_messages")
+    op.drop_table("calendar_events")
+    op.drop_table("asana_projects")
     op.drop_column("units", "tier")

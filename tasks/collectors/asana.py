@@ -1,4 +1,4 @@
-"""Asana: the tasks of projects, as far as they were modified. Symbols are the gids of projects.
+"""Asana: the tasks of projects as far as they were modified; the projects of workspaces. Symbols are gids.
 
 Documented (developers.asana.com/docs/rate-limits and its pages on pagination and tasks, read 2026-11): 150
 requests per minute and token on free plans, 1,500 on paid ones (say so in the settings), 50 reads at once;
@@ -8,7 +8,7 @@ requests per minute and token on free plans, 1,500 on paid ones (say so in the s
 from typing import Any
 
 from tasks.collectors import Api, Bearer, Cursor, Limit, Rule, Token, Unit, day, iso
-from tasks.data import asana_tasks
+from tasks.data import asana_projects, asana_tasks
 
 asana = Api(
     "asana",
@@ -42,6 +42,35 @@ def tasks(row: Any, unit: Unit) -> dict[str, Any]:
         "name": row["name"],
         "completed": row["completed"],
         "assignee": row["assignee"]["gid"] if row["assignee"] else None,
+        "created_at": iso(row["created_at"]),
+        "modified_at": iso(row["modified_at"]),
+        "due_on": day(row["due_on"]),
+        "data": row,
+    }
+
+
+@asana.endpoint(
+    "/projects",
+    symbols=[],
+    symbol_pattern=r"\d{1,30}",
+    params={
+        "workspace": "{symbol}",
+        "opt_fields": "name,archived,owner,created_at,modified_at,due_on,notes,permalink_url",
+    },
+    page=Token(param="offset", at="next_page.offset", size_param="limit", size=100),
+    rows="data",
+    table=asana_projects,
+    key="gid",
+    every="1h",
+)
+def projects(row: Any, unit: Unit) -> dict[str, Any]:
+    """Turn a project as Asana gives it into ours, and keep the original beside it."""
+    return {
+        "gid": row["gid"],
+        "workspace": unit.symbol,
+        "name": row["name"],
+        "archived": row["archived"],
+        "owner": row["owner"]["gid"] if row["owner"] else None,
         "created_at": iso(row["created_at"]),
         "modified_at": iso(row["modified_at"]),
         "due_on": day(row["due_on"]),

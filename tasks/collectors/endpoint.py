@@ -91,6 +91,11 @@ class Endpoint:
         return any(tier.fetch is None for tier in self.tiers) if self.tiers else self.fetch is None
 
     @property
+    def has_symbols(self) -> bool:
+        """Whether there is something to collect without being told any symbol."""
+        return self.symbols is None or bool(self.symbols)
+
+    @property
     def timeout_s(self) -> float | None:
         """The total time that a call to this API may take, None where the installation decides."""
         return self.api.timeout_s

@@ -43,13 +43,17 @@ def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str,
 
 
 def find(collectors: Mapping[str, Api], name: str) -> list[Endpoint]:
-    """The endpoint "binance.klines", or all of "binance". Raises ConfigurationError naming what there is."""
+    """The endpoint "binance.klines", or those of "binance". Raises ConfigurationError naming what there is.
+
+    Of a whole collector those count that have something to collect: who wants Asana's tasks need not name
+    workspaces. Where none has, all are given, so that each can say what it lacks.
+    """
     collector, _, endpoint = name.partition(".")
     if collector not in collectors:
         raise ConfigurationError(f"there is no collector {collector!r}; {closest(collector, collectors)}")
     endpoints = collectors[collector].endpoints
     if not endpoint and "." not in name:
-        return list(endpoints.values())
+        return [each for each in endpoints.values() if each.has_symbols] or list(endpoints.values())
     if endpoint not in endpoints:
         raise ConfigurationError(f"{collector} has no endpoint {endpoint!r}; {closest(endpoint, endpoints)}")
     return [endpoints[endpoint]]
@@ -87,7 +91,9 @@ def scheduled() -> frozenset[str]:
                 f"PENSTOCK_SCHEDULES: {name} has no interval; give it one, as in every = '5m'"
             )
     if "*" in names:
-        asked = {name: list(api.endpoints.values()) for name, api in found.items()}
+        asked = {
+            name: [each for each in api.endpoints.values() if each.has_symbols] for name, api in found.items()
+        }
     return frozenset(each.full_name for endpoints in asked.values() for each in endpoints if each.every)
 
 

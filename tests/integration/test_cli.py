@@ -430,7 +430,7 @@ def test_collectors_say_their_circuits(installation):
     """Closed where nothing happened; unknown where Redis does not answer."""
     facts = json.loads(penstock("collectors", "--json").stdout)
     assert {each["endpoint"]: each["circuit"] for each in facts} == dict.fromkeys(
-        ("binance.klines", "coinbase.candles", "asana.tasks"), "closed"
+        ("binance.klines", "coinbase.candles", "asana.tasks", "asana.projects"), "closed"
     )
     installation.configure(PENSTOCK_REDIS_URL="redis://127.0.0.1:1/0")
     result = penstock("collectors")

@@ -18,9 +18,9 @@ from resilience.errors import (
 )
 from tasks.collectors import Answer, Unit
 from tasks.collectors.asana import asana
-from tasks.data import asana_tasks
+from tasks.data import asana_projects, asana_tasks
 
-TASKS = asana.endpoints["tasks"]
+TASKS, PROJECTS = asana.endpoints["tasks"], asana.endpoints["projects"]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 BODIES = Path(__file__).parents[3] / "shared/bodies/asana"
 
@@ -216,3 +216,30 @@ def test_projects_are_named_by_the_installation():
     assert TASKS.check_symbols(["1200"]) == ("1200",)
     with pytest.raises(ConfigurationError, match="'my-project' is no symbol"):
         TASKS.check_symbols(["my-project"])
+
+
+def test_projects_of_a_workspace():
+    """All of them, at every run: Asana cannot be asked for those that changed."""
+    asked = Unit(1, 1, "asana", "projects", "9", None, None, None)
+    request = PROJECTS.request(asked, {})
+    assert request.url == "https://app.asana.com/api/1.0/projects"
+    assert (request.params["workspace"], request.params["limit"]) == ("9", "100")
+    path = BODIES / "project_full.json"
+    if not path.exists():
+        pytest.skip(f"no example bodies in {path.parent}")
+    original = json.loads(path.read_text())["body"]["data"]
+    page = PROJECTS.read(asked, {}, Answer(200, {}, json.dumps(page_of(original)).encode(), 0.1))
+    assert page.rows == [
+        {
+            "gid": "12345",
+            "workspace": "9",
+            "name": "Stuff to buy",
+            "archived": False,
+            "owner": "12345",
+            "created_at": datetime(2012, 2, 22, 2, 6, 58, 147000, tzinfo=UTC),
+            "modified_at": datetime(2012, 2, 22, 2, 6, 58, 147000, tzinfo=UTC),
+            "due_on": date(2019, 9, 15),
+            "data": original,
+        }
+    ]
+    assert page.rows[0].keys() == {column.name for column in asana_projects.columns}

@@ -111,4 +111,12 @@ def test_settings_for_one_that_is_not_asked_for():
 
 def test_an_api_is_shown_without_its_secrets():
     """Its name and endpoints."""
-    assert repr(load(["asana"], {})["asana"]) == "<Api asana: tasks>"
+    assert repr(load(["asana"], {})["asana"]) == "<Api asana: tasks, projects>"
+
+
+def test_a_whole_collector_is_what_has_symbols():
+    """Who names projects and no workspaces collects tasks; where nothing is named, each says what it lacks."""
+    found = load(["asana"], {"asana": {"tasks": {"symbols": ["1200"]}}})
+    assert [each.full_name for each in find(found, "asana")] == ["asana.tasks"]
+    assert [each.full_name for each in find(found, "asana.projects")] == ["asana.projects"]
+    assert len(find(load(["asana"], {}), "asana")) == 2
