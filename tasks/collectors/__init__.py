@@ -2,7 +2,7 @@
 
 from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors.auth import ApiKey, Basic, Bearer
-from tasks.collectors.fields import day, iso, ms, number, seconds
+from tasks.collectors.fields import day, iso, ms, number, seconds, whole
 from tasks.collectors.links import Link
 from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
@@ -38,4 +38,5 @@ __all__ = [
     "ms",
     "number",
     "seconds",
+    "whole",
 ]

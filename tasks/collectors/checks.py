@@ -148,7 +148,7 @@ def page(endpoint: str, page: Any) -> None:
 
 def params(endpoint: str, declared: Mapping[str, str], page: Paging, cursor: Cursor | None) -> None:
     """No parameter is set twice."""
-    sent = [*page.sends(), *((cursor.param,) if cursor and cursor.param else ())]
+    sent = [*page.sends(), *(cursor.sends() if cursor else ())]
     for n, each in enumerate(sent):
         if each in declared:
             raise ConfigurationError(
@@ -200,9 +200,10 @@ def cursor(endpoint: str, cursor: Cursor | None, page: Paging, table: Table | No
             f"{endpoint}: cursor names {cursor.field!r}, but table {table.name} has no such column"
         )
     kind = kind_of(table.columns[cursor.field])
-    if kind is not datetime and (isinstance(page, Bars) or cursor.lag or cursor.chunk):
+    if kind is not datetime and (isinstance(page, Bars) or cursor.lag or cursor.chunk or cursor.until):
         raise ConfigurationError(
-            f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; lag, chunk and Bars need times"
+            f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; "
+            "lag, chunk, until and Bars need times"
         )
     if kind not in {datetime, str}:
         raise ConfigurationError(
@@ -242,10 +243,24 @@ def parse(endpoint: str, function: Callable[..., Any]) -> None:
         raise ConfigurationError(f"{endpoint}: the parse function has to take (row, unit)") from error
 
 
-def pattern(endpoint: str, pattern: str | None) -> None:
-    """A regular expression, where there is one."""
+def rows(endpoint: str, where: Any) -> None:
+    """A dotted path, or a function of the body."""
     try:
-        re.compile(pattern or "")
+        fine = where is None or (isinstance(where, str) and where != "")
+        fine = fine or (callable(where) and bool(inspect.signature(where).bind(None)))
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ConfigurationError(
+            f"{endpoint}: rows is {where!r}, but has to be a path as in 'data.items', "
+            "or a function of the body"
+        )
+
+
+def pattern(endpoint: str, pattern: str | None) -> tuple[str, ...]:
+    """A regular expression, where there is one; the names of its groups."""
+    try:
+        return tuple(re.compile(pattern or "").groupindex)
     except re.error as error:
         raise ConfigurationError(
             f"{endpoint}: symbol_pattern is {pattern!r}, which is no regular expression: {error}"

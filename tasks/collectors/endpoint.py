@@ -1,6 +1,7 @@
 """One way to data: which units it has, what to send for a page, and what the answer means."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,16 @@ from tasks.collectors.auth import in_query
 from tasks.collectors.fields import iso, plain, to_cursor
 from tasks.collectors.links import Link, on_host
 from tasks.collectors.paging import Bars, Cursor, Paging, Single
-from tasks.collectors.rows import FILLED_BY_STORE, Shape, bad_payload, decode, items, kind_of, shape_of
+from tasks.collectors.rows import (
+    FILLED_BY_STORE,
+    Shape,
+    Where,
+    bad_payload,
+    decode,
+    items,
+    kind_of,
+    shape_of,
+)
 from tasks.collectors.rules import Rule
 from tasks.collectors.tiers import Tier
 from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Page, Reply, Request, Unit
@@ -62,7 +72,7 @@ class Endpoint:
     catch_up: CatchUp = "latest"
     overlap: Overlap = "skip"
     limits: tuple[Limit, ...] = ()
-    rows: str | None = None
+    rows: Where = None
     on_open: OnOpen | None = None
     fetch: Fetch | None = field(default=None, repr=False)
     tiers: tuple[Tier, ...] = ()
@@ -207,7 +217,7 @@ class Endpoint:
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
         url = self._address(unit, checkpoint)
-        values = _values(unit.symbol, self.page)
+        values = self._values(unit.symbol)
         headers = {**self.api.headers, **_filled(self.headers, values)}
         if self._linked(checkpoint):
             return Request("GET", url, {}, headers)
@@ -216,13 +226,18 @@ class Endpoint:
         sent |= self.page.params(unit, checkpoint)
         return Request("GET", url, sent, headers)
 
+    def _values(self, symbol: str) -> dict[str, str]:
+        """What fills the placeholders: the symbol, the named groups of its pattern, the interval of bars."""
+        match = re.fullmatch(self.symbol_pattern, symbol) if self.symbol_pattern is not None else None
+        return {"symbol": symbol, **(match.groupdict("") if match else {}), **_of_bars(self.page)}
+
     def _linked(self, checkpoint: Checkpoint) -> bool:
         return isinstance(self.page, Link) and "link" in checkpoint
 
     def _address(self, unit: Unit, checkpoint: Checkpoint) -> str:
         if self._linked(checkpoint):
             return on_host(self.api.base_url, checkpoint["link"])
-        values = _values(unit.symbol, self.page)
+        values = self._values(unit.symbol)
         quoted = {name: quote(value, safe="") for name, value in values.items()}
         return self.api.base_url + self.path.format_map(quoted)
 
@@ -350,15 +365,17 @@ def _check(endpoint: Endpoint) -> None:
     full, page = endpoint.full_name, endpoint.page
     checks.name(endpoint.name, f"an endpoint of {endpoint.api.name}")
     checks.parse(full, endpoint.parse)
-    checks.pattern(full, endpoint.symbol_pattern)
     checks.page(full, page)
+    checks.rows(full, endpoint.rows)
     checks.fetch(full, endpoint)
     given = {"params": endpoint.params, "headers": endpoint.headers}
-    used = checks.placeholders(full, endpoint.path, given, _values("", page))
-    if endpoint.declared and ("symbol" in used) != (endpoint.symbols is not None):
+    of_symbol = ["symbol", *checks.pattern(full, endpoint.symbol_pattern)]
+    used = checks.placeholders(full, endpoint.path, given, [*of_symbol, *_of_bars(page)])
+    used &= set(of_symbol)
+    if endpoint.declared and bool(used) != (endpoint.symbols is not None):
         raise ConfigurationError(
-            f"{full}: path, params or headers use {{symbol}}, but symbols is missing"
-            if "symbol" in used
+            f"{full}: path, params or headers use {{{min(used)}}}, but symbols is missing"
+            if used
             else f"{full}: symbols are declared, but neither path, params nor headers use {{symbol}}"
         )
     table = None if endpoint.generic else endpoint.table
@@ -379,11 +396,10 @@ def _filled(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str
     return {name: text.format_map(values) for name, text in templates.items()}
 
 
-def _values(symbol: str, page: Paging) -> dict[str, str]:
-    values = {"symbol": symbol}
-    if isinstance(page, Bars):
-        values |= {"interval": page.interval, "interval_s": f"{page.width.total_seconds():.0f}"}
-    return values
+def _of_bars(page: Paging) -> dict[str, str]:
+    if not isinstance(page, Bars):
+        return {}
+    return {"interval": page.interval, "interval_s": f"{page.width.total_seconds():.0f}"}
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:

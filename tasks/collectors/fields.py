@@ -16,6 +16,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION = re.compile(r"^([1-9]\d{0,5})([smhdw])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MAX_DIGITS = 60
+_DIGITS = re.compile(r"-?[0-9]{1,100}")
 
 
 def duration(text: str | timedelta, field: str) -> timedelta:
@@ -61,6 +62,13 @@ def number(value: Any) -> Decimal:
     if not is_storable(found):
         raise ValueError(f"{value!r} is not a number that can be kept")
     return found
+
+
+def whole(value: Any) -> int:
+    """A whole number, or its digits in a text."""
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
+    return _whole(value)
 
 
 def is_storable(value: Decimal) -> bool:

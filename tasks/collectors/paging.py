@@ -291,8 +291,9 @@ class Cursor:
     """How far a symbol has been collected: the highest value of `field` among the stored rows.
 
     Each run starts `lag` before it, to see late corrections; the upsert makes the overlap harmless. `param`
-    sends that start to the API, written as `unit` says. `chunk` cuts a backfill into windows. Where the field
-    is a text and not a time, it is sent as it is, and neither `lag` nor `chunk` has a meaning.
+    sends that start to the API, written as `unit` says, and `until` the end of a backfill's window. `chunk`
+    cuts a backfill into windows. Where the field is a text and not a time, it is sent as it is, and neither
+    `lag`, `chunk` nor `until` has a meaning.
     """
 
     field: str
@@ -300,10 +301,15 @@ class Cursor:
     chunk: str | None = None
     param: str | None = None
     unit: TimeUnit = "iso"
+    until: str | None = None
 
     def __post_init__(self) -> None:
         if not self.field:
             raise ConfigurationError("Cursor needs the name of a field")
+        if self.until and not self.param:
+            raise ConfigurationError(
+                "Cursor.until sends the end of a window, and needs `param` for its start"
+            )
         if self.unit not in _WRITE:
             raise ConfigurationError(f"Cursor.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
         for name, text in (("lag", self.lag), ("chunk", self.chunk)):
@@ -316,12 +322,18 @@ class Cursor:
         return duration(self.lag, "Cursor.lag") if self.lag else timedelta(0)
 
     def sent(self, unit: Unit) -> dict[str, str]:
-        """The parameter that tells the API where to start; empty for a first run."""
+        """The parameters that tell the API where to start and to end; empty for a first run."""
         if self.param is None:
             return {}
-        if unit.start is not None:
-            return {self.param: _WRITE[self.unit](unit.start)}
-        return {} if unit.cursor is None else {self.param: unit.cursor}
+        if unit.start is None:
+            return {} if unit.cursor is None else {self.param: unit.cursor}
+        write = _WRITE[self.unit]
+        end = {self.until: write(unit.end)} if self.until and unit.end else {}
+        return {self.param: write(unit.start), **end}
+
+    def sends(self) -> tuple[str, ...]:
+        """The names of the parameters that `sent` sets."""
+        return tuple(each for each in (self.param, self.until) if each)
 
     def chunks(
         self, start: datetime, end: datetime, width: timedelta | None = None

@@ -1,7 +1,7 @@
 """From a body to rows that the store can take as they are, or BadPayloadError: nothing in between."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -15,6 +15,8 @@ from tasks.collectors.paging import lookup
 from tasks.collectors.rules import excerpt
 
 Check = Callable[[Any], Any]
+Where = str | Callable[[Any], Sequence[Any]] | None
+"""Where the rows stand in a body: at a dotted path, where a function finds them, or all of it."""
 
 FILLED_BY_STORE = "source"
 
@@ -28,13 +30,15 @@ def decode(body: bytes) -> Any:
     return json.loads(body, parse_float=Decimal, parse_constant=_refuse)
 
 
-def items(body: Any, path: str | None) -> list[Any]:
-    """The list that holds the rows: the body itself, or what stands at the dotted path."""
-    found = body if path is None else lookup(body, path)
+def items(body: Any, where: Where) -> list[Any]:
+    """The list that holds the rows: the body, what stands at its dotted path, what a function finds."""
+    if callable(where):
+        found, place = where(body), "of the function in `rows`"
+    else:
+        found = body if where is None else lookup(body, where)
+        place = "there" if where is None else f"at {where}"
     if not isinstance(found, list):
-        raise TypeError(
-            f"a list of rows was expected {'there' if path is None else 'at ' + path}, not {_named(found)}"
-        )
+        raise TypeError(f"a list of rows was expected {place}, not {_named(found)}")
     return found
 
 

@@ -28,6 +28,7 @@ from tasks.collectors.checks import BreakerPer
 from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Symbols, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.paging import Cursor, Paging, Single
+from tasks.collectors.rows import Where
 from tasks.collectors.rules import RESTART, Rule, classify
 from tasks.collectors.tiers import Tier
 from tasks.collectors.tiers import check as check_tiers
@@ -104,16 +105,17 @@ class Api:
         catch_up: CatchUp = "latest",
         overlap: Overlap = "skip",
         limits: Sequence[Limit] = (),
-        rows: str | None = None,
+        rows: Where = None,
         on_open: OnOpen | None = None,
         fetch: Fetch | None = None,
         tiers: Sequence[Tier] = (),
     ) -> Callable[[P], P]:
         """Declare an endpoint; the decorated parse function gives it its name and stays what it is.
 
-        `path`, `params` and `headers` may use {symbol} and, with Bars, {interval} ("1m") and {interval_s}
-        (60). `key` names the fields that identify a row. `rows` is where the list of rows stands in the body
-        ("data"), None for the body itself. Without a `table` the rows are kept as JSON.
+        `path`, `params` and `headers` may use {symbol}, the named groups of `symbol_pattern` and, with Bars,
+        {interval} ("1m") and {interval_s} (60). `key` names the fields that identify a row. `rows` is where
+        the list of rows stands in the body ("data"), a function that finds it there, or None for the body
+        itself. Without a `table` the rows are kept as JSON.
 
         `fetch(unit, checkpoint, session)`, in place of a path, makes the calls itself, through a guarded
         `requests.Session`, and returns Fetched(rows, next=…), one page after the other. `tiers` are several

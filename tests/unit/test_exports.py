@@ -10,7 +10,7 @@ SURFACE = {
     "tasks.collectors": {
         "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
         "Limit", "Link", "Number", "Offset", "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit",
-        "day", "iso", "ms", "number", "seconds",
+        "day", "iso", "ms", "number", "seconds", "whole",
     },
     "resilience.guard": {
         "Ask", "CallResult", "CircuitState", "CircuitView", "Go", "Guard", "Kind", "Lease", "Refuse",

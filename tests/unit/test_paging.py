@@ -196,6 +196,7 @@ def test_a_bad_interval(interval):
         (lambda: Cursor("t", lag="2 minutes"), "Cursor.lag"),
         (lambda: Cursor("t", chunk="0d"), "Cursor.chunk"),
         (lambda: Cursor("t", unit="us"), "Cursor.unit"),
+        (lambda: Cursor("t", until="before"), "Cursor.until"),
     ],
 )
 def test_mistakes_are_named(make, said):
@@ -211,6 +212,13 @@ def test_a_cursor_is_sent_as_the_window_start():
     assert cursor.sent(unit()) == {}
     assert Cursor("modified_at", param="since", unit="s").sent(unit(T0)) == {"since": "1767225600"}
     assert Cursor("name").sent(unit(T0)) == {}
+    between = Cursor("t", param="after", until="before", unit="s")
+    assert between.sent(unit(T0, T0 + timedelta(minutes=1))) == {
+        "after": "1767225600",
+        "before": "1767225660",
+    }
+    assert between.sent(unit(T0)) == {"after": "1767225600"}
+    assert between.sent(unit()) == {}
 
 
 def test_a_cursor_that_is_no_time_is_sent_as_it_is():

@@ -40,6 +40,7 @@ from tasks.collectors import (
     iso,
     ms,
     number,
+    whole,
 )
 from tasks.collectors.fields import plain
 from tasks.data import ohlcv
@@ -173,7 +174,7 @@ WRONG = [
     ({"symbol_pattern": "("}, "symbol_pattern"),
     ({"cursor": Cursor("when")}, "cursor names 'when', but table orders has no such column"),
     ({"cursor": Cursor("price")}, "cursor 'price' holds Decimal"),
-    ({"cursor": Cursor("shop", lag="2m")}, "cursor 'shop' holds str; lag, chunk and Bars need times"),
+    ({"cursor": Cursor("shop", lag="2m")}, "cursor 'shop' holds str; lag, chunk, until and Bars need times"),
     ({"page": Bars("1m", start="a", end="b", size=5)}, "cursor is missing; Bars needs"),
     ({"page": Bars("1m", start="a", end="b", size=5), "cursor": Cursor("shop")}, "cursor 'shop' holds str"),
     ({"page": Token(param="p", at="n"), "params": {"p": "1"}}, "params sets 'p', which its paging"),
@@ -482,6 +483,39 @@ def test_rows_lie_where_the_declaration_says():
     for body in ({}, {"result": None}, {"result": {"items": {}}}, {"result": [1]}, [1]):
         with pytest.raises(BadPayloadError, match=r"result\.items"):
             endpoint.read(unit(), {}, answer(body))
+
+
+def test_rows_lie_where_a_function_says():
+    """It may leave some out, and has to find a list."""
+    endpoint = declare(rows=lambda body: [each for each in body["result"] if each["id"]])
+    page = endpoint.read(unit(), {}, answer({"result": [{"id": 1}, {"id": None}]}))
+    assert [row["data"] for row in page.rows] == [{"id": 1}]
+    for body in ({}, {"result": None}, {"result": [1]}, [1]):
+        with pytest.raises(BadPayloadError, match=r"shop\.give"):
+            endpoint.read(unit(), {}, answer(body))
+    with pytest.raises(BadPayloadError, match="function in `rows`, not an object"):
+        declare(rows=lambda body: body).read(unit(), {}, answer({}))
+
+
+@pytest.mark.parametrize("rows", ["", 3, [], lambda: None, list.append])
+def test_rows_that_are_no_place(rows):
+    """Said at import."""
+    with pytest.raises(ConfigurationError, match=r"shop\.give: rows is .* but has to be a path"):
+        declare(rows=rows)
+
+
+def test_the_parts_of_a_symbol():
+    """The named groups of its pattern fill placeholders too."""
+    endpoint = declare(
+        path="/tokens/{address}",
+        params={"chain": "{chain}"},
+        symbols=["eth:0x1"],
+        symbol_pattern="(?P<chain>[a-z]+):(?P<address>0x[0-9a-f]+)",
+    )
+    request = endpoint.request(unit("eth:0x1"), {})
+    assert (request.url, request.params) == ("https://shop.example/v1/tokens/0x1", {"chain": "eth"})
+    with pytest.raises(ConfigurationError, match=r"uses \{coin\}; it may use \{symbol\}, \{chain\}$"):
+        declare(path="/tokens/{coin}", symbol_pattern="(?P<chain>.*)")
 
 
 BROKEN = [
@@ -796,3 +830,16 @@ def test_single_is_the_default_page():
     """One answer, no more."""
     assert declare().page == Single()
     assert declare().read(unit(), {}, answer([{"id": 1}])).next is None
+
+
+@pytest.mark.parametrize(("value", "is_"), [(7, 7), ("7", 7), ("-12", -12), ("0" * 3, 0), (10**30, 10**30)])
+def test_whole_numbers(value, is_):
+    """Also as text: APIs write those so that JavaScript cannot round."""
+    assert whole(value) == is_
+
+
+@pytest.mark.parametrize("value", [None, True, "", "1.0", "1e3", " 1", "٣", "9" * 101, 1.0, Decimal(1), []])
+def test_what_is_no_whole_number(value):
+    """Nothing is rounded, and nothing guessed."""
+    with pytest.raises(TypeError):
+        whole(value)
