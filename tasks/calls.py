@@ -5,10 +5,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from resilience.errors import APIError, PenstockError, Refused
 from resilience.guard import Ask, CallResult, Go, Lease, Refuse, Verdict, Wait
-from tasks import store
 from tasks.collectors.spec import Answer, Api, Request
 from tasks.http import client
 from tasks.limits import guard
@@ -36,6 +36,13 @@ class TimeLimit(PenstockError):  # noqa: N818
     recoverable = True
 
 
+class Spending(Protocol):
+    """What the calls are counted by."""
+
+    def spend(self, **amounts: float) -> None:
+        """Count calls, weight, waits."""
+
+
 class Calls:
     """The calls of a delivery to one Api, one after the other.
 
@@ -47,7 +54,7 @@ class Calls:
         self,
         api: Api,
         ask: Ask,
-        claim: store.Claim,
+        claim: Spending,
         settings: Settings,
         *,
         ticket: str | None,

@@ -16,6 +16,7 @@ from resilience.limiter import RateLimiter
 from resilience.policy import Lane, Limit
 from resilience.store import LimitReading
 from resilience.store.away import SharingStore
+from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 from tasks import events, heartbeat
 from tasks.circuits import recall
@@ -62,8 +63,19 @@ def _processes() -> int:
     return heartbeat.processes(get_settings().gone_after_s)
 
 
+_alone: Guard | None = None
+
+
+def without_redis() -> None:
+    """Let circuits and limits hold for this process only; for scripts, where no Redis is known."""
+    global _alone  # noqa: PLW0603 - as the environment, it is the same for everything in a process
+    _alone = _alone or Guard(MemoryStore())
+
+
 def guard() -> Guard:
     """The guard of this process on the shared Redis."""
+    if _alone is not None:
+        return _alone
     return _guard_of(get_settings().redis, os.getpid())
 
 

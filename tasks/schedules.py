@@ -48,6 +48,12 @@ def sync() -> list[str]:
     return sorted(enabled)
 
 
+def set_enabled(endpoint: Endpoint, *, enabled: bool) -> None:
+    """Enable or disable one schedule, until `sync` goes by the setting again. It has to have an interval."""
+    with writing() as connection:
+        _write(connection, endpoint, enabled=enabled)
+
+
 def _write(connection: Connection, endpoint: Endpoint, *, enabled: bool) -> None:
     assert endpoint.every is not None
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql

@@ -23,6 +23,7 @@ from resilience.errors import (
     AuthenticationError,
     BadPayloadError,
     CircuitOpenError,
+    CollectionError,
     DatabaseError,
     NetworkError,
     PenstockError,
@@ -419,7 +420,7 @@ class UnitTask(Task):  # type: ignore[misc]
             return {"unit": kwargs["n"], "outcome": "duplicate"}
         claim: store.Claim | None = getattr(self.request, "claim", None)
         code = error.code if isinstance(error, PenstockError) else type(error).__name__
-        if not isinstance(error, (APIError, AuthenticationError)):
+        if not isinstance(error, (APIError, AuthenticationError, CollectionError)):
             logger.error("unit %s/%s failed by a mistake", kwargs["run"], kwargs["n"], exc_info=error)
         if claim is not None:
             step = End(

@@ -42,6 +42,11 @@ def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str,
     return {name: _overridden(api, overrides.get(name, {})) for name, api in found.items()}
 
 
+def configured(api: Api) -> Api:
+    """A collector with this installation's settings laid over it."""
+    return _overridden(api, get_settings().overrides.get(api.name, {}))
+
+
 def find(collectors: Mapping[str, Api], name: str) -> list[Endpoint]:
     """The endpoint "binance.klines", or those of "binance". Raises ConfigurationError naming what there is.
 
@@ -111,6 +116,12 @@ def _import(name: str, known: Mapping[str, str]) -> Api:
         raise ConfigurationError(
             f"collector {name!r} cannot be loaded{source}: {type(error).__name__}: {error}"
         ) from error
+    if isinstance(api, type):
+        raise ConfigurationError(
+            f"{target} is a class: make a collector of it, as in ticker = {api.__name__}(collector_name=…), "
+            "and name that"
+        )
+    api = getattr(api, "api", api)  # an instance of a class form
     if not isinstance(api, Api):
         raise ConfigurationError(f"{target} is a {type(api).__name__}, and no Api")
     return api

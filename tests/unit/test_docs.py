@@ -94,6 +94,7 @@ def test_every_page_with_programs_is_run():
     pages = {path.name for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text()}
     assert pages == {
         "circuits.md",
+        "classes.md",
         "collectors.md",
         "concurrency.md",
         "fallbacks.md",
@@ -232,6 +233,26 @@ def test_retries_and_sources_do_what_the_page_says(capsys):
     assert said[-3:-1] == ["GONE/USDT is not traded here", "closed 4 calls, 1 retried"]
     assert said[-1] == "['tasks of mill', 'tasks of weir']"
     assert awaited["tasks"].__name__ == "tasks"
+
+
+def test_classes_do_what_the_page_says(tmp_path, capsys):
+    """What a constructor refuses; and two programs without any server, each with a database of its own."""
+    declared, once, for_ever = programs("classes.md")
+    names = defined(declared)
+    assert capsys.readouterr().out.splitlines() == [
+        "api_key is missing: name the secret that holds the key",
+        "config has no interval",
+    ]
+    assert list(names["candles"].api.endpoints) == ["collect"]
+    for program, said in (
+        (once, "10\nTrue 700\nTrue healthy 8\n['broken: No data received']\nbroken: No data received\n"),
+        (for_ever, "700\nTrue\nTrue\n"),
+    ):
+        done = subprocess.run(
+            (sys.executable, "-X", "dev", "-W", "error", "-c", program),
+            cwd=ROOT, env={"PENSTOCK_STATE_DIR": str(tmp_path / str(len(said)))}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, said), done.stderr
 
 
 def test_shared_source_does_what_the_page_says(redis_url):
