@@ -170,6 +170,7 @@ units = Table(
     Column("waited_s", Float, nullable=False, server_default="0"),
     Column("weight", Float, nullable=False, server_default="0"),  # what its calls cost of the limits
     Column("records", Integer, nullable=False, server_default="0"),
+    Column("bad_rows", Integer, nullable=False, server_default="0"),  # that could not be stored
     Column("rate_limited", Boolean, nullable=False, server_default="0"),
     Column("finished_at", UtcDateTime),
     Column("tier", String(50)),  # which of several ways served it
@@ -224,7 +225,23 @@ results = Table(
     Column("waited_s", Float, nullable=False),
     Column("resent", BigInteger, nullable=False),
     Column("weight", Float, nullable=False),
+    Column("bad_rows", BigInteger, nullable=False, server_default="0"),
 )
+
+# Rows that came and could not be stored; one that comes again, in another run too, is still one.
+bad_rows = Table(
+    "bad_rows",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("endpoint", String(200), nullable=False),
+    Column("symbol", String(200), nullable=False),
+    Column("run", Id, nullable=False),  # the last one that met it
+    Column("n", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("raw", Text, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+Index("ix_bad_rows_endpoint", bad_rows.c.endpoint, bad_rows.c.seen_at)
 
 cursors = Table(
     "cursors",

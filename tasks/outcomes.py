@@ -90,6 +90,7 @@ class CollectionResult:
     waited_s: float = 0.0
     resent: int = 0
     weight: float = 0.0
+    bad_rows: int = 0
 
     @property
     def success_rate(self) -> float:

@@ -23,7 +23,7 @@ from tasks.store import db_now, reading
 # A run may have a million units; a page of errors is what a person reads.
 ERRORS_SHOWN = 50
 
-COUNTED = ("records", "calls", "retries", "waits", "waited_s", "resent", "weight")
+COUNTED = ("records", "bad_rows", "calls", "retries", "waits", "waited_s", "resent", "weight")
 
 
 def iso(at: datetime | None) -> str | None:
@@ -47,6 +47,7 @@ class Tally:
     waited_s: float = 0.0
     resent: int = 0
     weight: float = 0.0
+    bad_rows: int = 0  # that came and could not be stored
 
     @property
     def total(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from sqlalchemy import Connection
 
 from resilience.errors import (
     AllTiersFailedError,
@@ -33,7 +34,7 @@ from resilience.errors import (
     StoreUnavailableError,
 )
 from resilience.policy import Lane, RetryPolicy
-from tasks import store
+from tasks import bad_rows, store
 from tasks.calls import Calls, Snooze, TimeLimit
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Answer, Checkpoint, Endpoint, Page, Unit
@@ -216,6 +217,7 @@ class Delivery:
         self.checkpoint: Checkpoint = saved["page"] if begun else self._first(self.way)
         self.seen: str | None = saved.get("cursor")
         self.records: int = row["records"] if begun else 0
+        self.bad_rows: int = row["bad_rows"]
         self.done = False
         self.started = time.monotonic()
 
@@ -272,6 +274,7 @@ class Delivery:
         """Rows, checkpoint and, with the last page, cursor and outcome: one transaction, if still ours."""
         self.records += len(page.rows)
         self.seen = max(filter(None, (self.seen, page.cursor)), default=None)
+        bad = {"bad_rows": self.bad_rows + page.bad_rows} if page.bad_rows else {}
         with store.writing() as connection:
             if page.next is not None:
                 self.claim.write(
@@ -281,15 +284,34 @@ class Delivery:
                     deliveries=0,
                     attempts=0,
                     throttles=0,
+                    **bad,
                 )
             else:
-                self.claim.write(connection, records=self.records, **self._ending(), **self._tier())
+                self.claim.write(connection, records=self.records, **self._ending(), **self._tier(), **bad)
                 self._move_cursor(connection)
             upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
+            if bad:
+                self._keep_bad(connection, page)
+        if bad:
+            self._tell_bad(page)
         # What comes next counts from this page on, as it now stands in SQL.
         self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
         self.checkpoint = page.next or {}
         self.done = page.next is None
+
+    def _keep_bad(self, connection: Connection, page: Page) -> None:
+        name = self.endpoint.full_name
+        bad_rows.keep(connection, name, self.unit, page.bad, before=self.bad_rows)
+
+    def _tell_bad(self, page: Page) -> None:
+        self.bad_rows += page.bad_rows
+        logger.warning(
+            "%s %s: rows that could not be stored: %s, the first: %s",
+            self.endpoint.full_name,
+            self.unit.symbol,
+            page.bad_rows,
+            page.bad[0].reason,
+        )
 
     def _tier(self) -> dict[str, str]:
         return {} if self.way.name is None else {"tier": self.way.name}

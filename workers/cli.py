@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workers import cli_runs
+from workers import cli_data, cli_runs
 from workers.command import (
     EXIT,
     Plain,
@@ -41,7 +41,14 @@ def main() -> None:
     """Collect data from rate-limited APIs with a fleet of Celery workers."""
 
 
-for each in (cli_runs.run, cli_runs.backfill, cli_runs.list_runs, cli_runs.show, cli_runs.cancel):
+for each in (
+    cli_runs.run,
+    cli_runs.backfill,
+    cli_runs.list_runs,
+    cli_runs.show,
+    cli_runs.cancel,
+    cli_data.bad_rows,
+):
     main.add_command(each)
 
 

@@ -118,6 +118,24 @@ def count(number: int, style: str = "") -> Text:
     return Text(f"{number:,}", style=style) if number else Text(NOTHING, style="bright_black")
 
 
+def stored(tally: Tally) -> Text:
+    """How many records, and how many rows could not be stored."""
+    text = Text(f"{tally.records:,}")
+    return text.append(f" +{tally.bad_rows:,} bad", style="red") if tally.bad_rows else text
+
+
+def bad_rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows that could not be stored; `rows` as `penstock bad-rows --json` writes them."""
+    table = _table("endpoint", "symbol", "run", "seen (UTC)", "why", "message")
+    table.columns[-1].header = "row"
+    for row in rows:
+        seen = row["seen_at"][:19].replace("T", " ")
+        table.add_row(
+            row["endpoint"], row["symbol"], str(row["run"]), seen, Text(row["reason"]), Text(row["raw"][:200])
+        )
+    return table
+
+
 def outcome(run: RunView) -> Text:
     """How a run ended, or where it stands."""
     if run.outcome is None:
@@ -154,7 +172,7 @@ def runs_table(runs: Sequence[RunView]) -> Fitted:
             "outcome": outcome(run),
             "units": bar(shares(run.units), 20),
             "ok": f"{run.units.successful}/{run.units.total}",
-            "records": f"{run.units.records:,}",
+            "records": stored(run.units),
             "calls": f"{run.units.calls:,}",
             "took": _length(run.lasted_s, longest),
             "requested (UTC)": moment(run.requested_at),
@@ -189,7 +207,7 @@ def results_table(runs: Sequence[RunView]) -> Fitted:
             "failed": count(run.units.failed, "red"),
             "skipped": count(run.units.skipped, "yellow"),
             "success": _rate(run.units),
-            "records": f"{run.units.records:,}",
+            "records": stored(run.units),
             "calls": f"{run.units.calls:,}",
             "retries": count(run.units.retries),
             "took": duration(run.lasted_s),
@@ -341,7 +359,7 @@ def _facts(shown: RunDetail) -> Table:
         "range": f"{moment(run.start_at)} to {moment(run.end_at)} UTC" if run.start_at else "",
         "behind a circuit": "units park" if run.on_open == "park" else "units are skipped",
         "success rate": f"{_rate(tally)} ({tally.successful:,} of {tally.total:,}{partial})",
-        "records": f"{tally.records:,}",
+        "records": stored(tally),
         "calls": f"{tally.calls:,} ({tally.retries:,} retries), weight {tally.weight:,.0f}",
         "waits": f"{tally.waits:,}, {duration(tally.waited_s)} in all" if tally.waits else "none",
         "served by": "; ".join(f"{name}: {served_by(tiers)}" for name, tiers in shown.tiers.items()),
@@ -390,7 +408,7 @@ def _endpoints(shown: RunDetail) -> Table:
             f"{tally.successful}/{tally.total}",
             count(tally.failed, "red"),
             count(tally.skipped, "yellow"),
-            f"{tally.records:,}",
+            stored(tally),
             f"{tally.calls:,}",
         )
     return table

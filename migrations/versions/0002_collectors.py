@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from tasks.models import ExactDecimal, UtcDateTime
+from tasks.models import ExactDecimal, Id, UtcDateTime
 
 revision = "0002"
 down_revision = "0001"
@@ -160,9 +160,27 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("tenant", "id", name=op.f("pk_xero_invoices")),
     )
+    op.add_column("units", sa.Column("bad_rows", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("results", sa.Column("bad_rows", sa.BigInteger(), server_default="0", nullable=False))
+    op.create_table(
+        "bad_rows",
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("endpoint", sa.String(length=200), nullable=False),
+        sa.Column("symbol", sa.String(length=200), nullable=False),
+        sa.Column("run", Id, nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("raw", sa.Text(), nullable=False),
+        sa.Column("seen_at", UtcDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_bad_rows")),
+    )
+    op.create_index("ix_bad_rows_endpoint", "bad_rows", ["endpoint", "seen_at"])
 
 
 def downgrade() -> None:
+    op.drop_table("bad_rows")
+    op.drop_column("results", "bad_rows")
+    op.drop_column("units", "bad_rows")
     op.drop_table("xero_invoices")
     op.drop_table("xero_contacts")
     op.drop_table("reddit_posts")

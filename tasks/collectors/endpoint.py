@@ -28,6 +28,7 @@ from tasks.collectors.rows import (
     items,
     kind_of,
     shape_of,
+    why,
 )
 from tasks.collectors.rules import Rule
 from tasks.collectors.tiers import Tier
@@ -253,10 +254,10 @@ class Endpoint:
         return found
 
     def read(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:
-        """The rows of an answer, all of them checked, and where to go on.
+        """The rows of an answer, each of them checked, and where to go on.
 
         Raises the error that the answer is (see `Api.error_of`), and BadPayloadError for a body that is not
-        what was declared: no row is kept of a page that holds one broken row.
+        what was declared, or that is broken in more than half of its rows. Fewer bad rows are set apart.
         """
         error = self.api.error_of(answer)
         if error is not None:
@@ -266,25 +267,17 @@ class Endpoint:
         with self._agreed(answer):
             body = decode(answer.body)
             found = items(body, self.rows)
-            kept, highest = self._checked(found, unit, answer)
             asked = self._address(unit, checkpoint)
             reply = Reply(body, found, answer.headers, asked, in_query(self.api.auth))
-            return Page(kept, self._following(unit, checkpoint, reply), highest)
+            return self._page(found, unit, answer, lambda: self._following(unit, checkpoint, reply))
 
     def take(self, unit: Unit, checkpoint: Checkpoint, fetched: Fetched, answer: Answer | None) -> Page:
-        """The rows that a function fetched, all of them checked; `answer` is the last one it was given.
+        """The rows that a function fetched, each of them checked; `answer` is the last one it was given.
 
-        Raises BadPayloadError for rows that are not what was declared.
+        Raises BadPayloadError where more than half of the rows are not what was declared.
         """
         with self._agreed(answer):
-            kept, highest = self._checked(fetched.rows, unit, answer)
-            after = fetched.next
-            if after is not None:
-                if plain(after) == plain(checkpoint):
-                    raise ValueError("`next` is the checkpoint that was just read")
-                if len(json.dumps(after)) > _CHECKPOINT_MAX:
-                    raise ValueError(f"`next` is longer than {_CHECKPOINT_MAX} characters")
-            return Page(kept, after, highest)
+            return self._page(fetched.rows, unit, answer, lambda: _after(fetched.next, checkpoint))
 
     @contextmanager
     def _agreed(self, answer: Answer | None) -> Iterator[None]:
@@ -294,20 +287,43 @@ class Endpoint:
         except PenstockError:
             raise
         except Exception as broken:
-            why = f"{type(broken).__name__}: {broken}"[:300]
-            body, status = (answer.body, answer.status) if answer else (b"", 0)
-            raise bad_payload(self.full_name, why, body, status) from broken
+            raise self._bad_payload(why(broken), answer) from broken
 
-    def _checked(
-        self, found: Sequence[Any], unit: Unit, answer: Answer | None
-    ) -> tuple[list[dict[str, Any]], str | None]:
-        """The rows as they are stored, and the highest value of the cursor among them."""
-        rows = self.shape.unique(self.parse(row, unit) for row in found)
-        kept = self._inside(rows, unit, answer)
+    def _bad_payload(self, said: str, answer: Answer | None) -> PenstockError:
+        body, status = (answer.body, answer.status) if answer else (b"", 0)
+        return bad_payload(self.full_name, said, body, status)
+
+    def _page(
+        self,
+        found: Sequence[Any],
+        unit: Unit,
+        answer: Answer | None,
+        following: Callable[[], Checkpoint | None],
+    ) -> Page:
+        """The rows as they are stored, those that cannot be, and the highest value of the cursor.
+
+        A page that is broken for the most part is no page with broken rows, but a service that is broken.
+        """
+        rows = self.shape.sort_out(found, lambda raw: self._row(raw, unit))
+        if 2 * rows.bad_rows > len(found):
+            many = f"{rows.bad_rows} of {len(found)} rows are broken, the first by " if len(found) > 1 else ""
+            raise self._bad_payload(many + rows.bad[0].reason, answer)
+        inside = self._inside(rows.good, unit, answer)
         highest = (
-            max((to_cursor(row[self.cursor.field]) for row in kept), default=None) if self.cursor else None
+            max((to_cursor(row[self.cursor.field]) for row, _ in inside), default=None)
+            if self.cursor
+            else None
         )
-        return [self._record(row, unit) for row in kept] if self.generic else kept, highest
+        return Page([kept for _, kept in inside], following(), highest, rows.bad, rows.bad_rows)
+
+    def _row(self, raw: Any, unit: Unit) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A checked row, and what is stored of it."""
+        row = self.shape.checked(self.parse(raw, unit))
+        if self.cursor is not None:
+            name = self.cursor.field
+            if not isinstance(row.get(name), datetime if self.timed else datetime | str):
+                raise TypeError(f"{name} is {type(row.get(name)).__name__}, which is no cursor")
+        return row, self._record(row, unit) if self.generic else row
 
     def stamped(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a Page with their source, where the table tells sources apart."""
@@ -322,23 +338,20 @@ class Endpoint:
             raise ValueError(f"the key is longer than {_KEY_MAX} characters")
         return {"endpoint": self.name, "key": key, "symbol": unit.symbol, "data": data}
 
-    def _inside(self, rows: list[dict[str, Any]], unit: Unit, answer: Answer | None) -> list[dict[str, Any]]:
+    def _inside(
+        self, rows: list[tuple[dict[str, Any], dict[str, Any]]], unit: Unit, answer: Answer | None
+    ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The rows inside the unit's window; of bars only those that are complete."""
-        if self.cursor is None:
+        if self.cursor is None or not self.timed:
             return rows
         name = self.cursor.field
-        for row in rows:
-            if not isinstance(row.get(name), datetime if self.timed else datetime | str):
-                raise TypeError(f"{name} is {type(row.get(name)).__name__}, which is no cursor")
-        if not self.timed:
-            return rows
         # A bar that ends after the window, or after the server's own now, is not finished.
         first, last = unit.start, _earlier(unit.end, self._seen_at(answer))
         width = self.page.width if isinstance(self.page, Bars) else timedelta(microseconds=1)
         return [
-            row
-            for row in rows
-            if (first is None or row[name] >= first) and (last is None or row[name] + width <= last)
+            both
+            for both in rows
+            if (first is None or both[0][name] >= first) and (last is None or both[0][name] + width <= last)
         ]
 
     def _seen_at(self, answer: Answer | None) -> datetime | None:
@@ -390,6 +403,17 @@ def _check(endpoint: Endpoint) -> None:
     checks.cursor(full, endpoint.cursor, page, table)
     for each in endpoint.symbols if isinstance(endpoint.symbols, tuple) else ():
         checks.symbol(full, each, endpoint.symbol_pattern)
+
+
+def _after(after: Checkpoint | None, checkpoint: Checkpoint) -> Checkpoint | None:
+    """A function's next checkpoint, if it may be one."""
+    if after is None:
+        return None
+    if plain(after) == plain(checkpoint):
+        raise ValueError("`next` is the checkpoint that was just read")
+    if len(json.dumps(after)) > _CHECKPOINT_MAX:
+        raise ValueError(f"`next` is longer than {_CHECKPOINT_MAX} characters")
+    return after
 
 
 def _filled(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:

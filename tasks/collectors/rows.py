@@ -1,4 +1,7 @@
-"""From a body to rows that the store can take as they are, or BadPayloadError: nothing in between."""
+"""From a body to rows that the store can take as they are, beside those that it cannot, each with its reason.
+
+A body that is not what was agreed on is a BadPayloadError as a whole.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +16,26 @@ from resilience.errors import BadPayloadError
 from tasks.collectors.fields import clean, is_storable, plain
 from tasks.collectors.paging import lookup
 from tasks.collectors.rules import excerpt
+from tasks.collectors.values import BadRow
 
 Check = Callable[[Any], Any]
 Where = str | Callable[[Any], Sequence[Any]] | None
 """Where the rows stand in a body: at a dotted path, where a function finds them, or all of it."""
 
 FILLED_BY_STORE = "source"
+BAD_KEPT = 100  # bad rows of a page, and of a unit, that are kept; all are counted
+RAW_MAX = 16_384  # bytes of each
+
+# What a row raises that is not as agreed. Anything else has nothing to do with the row.
+_OF_A_ROW = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def _refuse(name: str) -> Any:
@@ -47,6 +64,30 @@ def bad_payload(endpoint: str, why: str, body: bytes, status: int) -> BadPayload
     return BadPayloadError(f"{endpoint}: {why}. The body begins: {excerpt(body)}", status=status)
 
 
+def why(broken: Exception) -> str:
+    """What is said of a row or body that is broken."""
+    return clean(f"{type(broken).__name__}: {broken}"[:300])
+
+
+def as_text(raw: Any) -> str:
+    """A row as it came, as JSON; of what is no JSON the type, and of what is too long the beginning."""
+    try:
+        text = json.dumps(plain(raw), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(f"<{type(raw).__name__}>")
+    data = text.encode()
+    return text if len(data) <= RAW_MAX else data[:RAW_MAX].decode(errors="ignore")
+
+
+@dataclass(slots=True)
+class Sorted:
+    """The rows of a page, each with what is stored of it, and those that could not be taken."""
+
+    good: list[tuple[dict[str, Any], dict[str, Any]]]
+    bad: list[BadRow]
+    bad_rows: int
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """What a table demands of one column's values."""
@@ -66,17 +107,29 @@ class Shape:
     names: frozenset[str]
     free: bool
 
-    def unique(self, rows: Iterable[Any]) -> list[dict[str, Any]]:
-        """Check every row; of rows with the same key the last one counts."""
-        found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        names = None
-        for row in rows:
-            checked = self.checked(row)
-            names = names or checked.keys()
-            if checked.keys() != names and not self.free:
-                raise ValueError(f"rows differ: some have {', '.join(checked.keys() ^ names)}, others do not")
-            found[tuple([checked[name] for name in self.key])] = checked
-        return list(found.values())
+    def sort_out(
+        self, found: Iterable[Any], read: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
+    ) -> Sorted:
+        """Read every row by itself; of rows with the same key the last one counts.
+
+        `read` gives the checked row and what is stored of it.
+        """
+        good: dict[tuple[Any, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
+        bad: list[BadRow] = []
+        bad_rows, names = 0, None
+        for raw in found:
+            try:
+                both = read(raw)
+                row = both[0]
+                names = names or row.keys()
+                if row.keys() != names and not self.free:
+                    raise ValueError(f"rows differ: some have {', '.join(row.keys() ^ names)}, others do not")
+                good[tuple([row[name] for name in self.key])] = both
+            except _OF_A_ROW as broken:
+                bad_rows += 1
+                if bad_rows <= BAD_KEPT:
+                    bad.append(BadRow(why(broken), as_text(raw)))
+        return Sorted(list(good.values()), bad, bad_rows)
 
     def checked(self, row: Any) -> dict[str, Any]:
         """The row, its values safe to store. Raises ValueError or TypeError naming the field."""

@@ -88,12 +88,25 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that could not be taken: why, and how it came, as JSON of at most 16 KB."""
+
+    reason: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """Checked rows, where to go on (None: that was all) and the highest cursor value among the rows."""
+    """Checked rows, where to go on (None: that was all) and the highest cursor value among the rows.
+
+    `bad` are the first rows that could not be taken, `bad_rows` counts them all.
+    """
 
     rows: list[dict[str, Any]]
     next: Checkpoint | None
     cursor: str | None
+    bad: Sequence[BadRow] = ()
+    bad_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -515,8 +515,8 @@ def test_rows_without_a_table_are_kept_as_json(fleet, shop, inbox):
 
 
 def test_a_parse_function_that_raises_is_an_outcome(fleet, shop, inbox):
-    """No row of that page is kept, nothing is raised out of the task."""
-    shop.answers = [(200, {}, b'[{"id": 1}, {"id": 13}]')]
+    """No row of a page that is broken for the most part is kept, nothing is raised out of the task."""
+    shop.answers = [(200, {}, b'[{"id": 1}, {"id": 13}, {"id": 13}]')]
     run = order(fleet, "shop.orders")
     assert [each[0] for each in inbox.drain("collect.shop")] == ["RETRY", "SUCCESS"]
     row = fleet.unit(run)

@@ -147,7 +147,7 @@ BROKEN = {
     "a row of nulls": [[None] * 12],
     "a short row": [kline()[:6]],
     "rows of objects": [{"open": "1"}],
-    "one good, one bad": [kline(), kline(1, _4=None)],
+    "one good, two bad": [kline(), kline(1, _4=None), kline(2, _0=None)],
     "a price of null": [kline(_1=None)],
     "a price of list": [kline(_2=["1", "2"])],
     "a price of true": [kline(_3=True)],
@@ -168,11 +168,20 @@ BROKEN = {
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_body(body):
-    """A BadPayloadError that shows its beginning; of a page with one broken row nothing is kept."""
+    """A BadPayloadError that shows its beginning; of a page that is broken for the most part nothing is kept."""
     with pytest.raises(BadPayloadError, match=r"binance\.klines") as caught:
         read(body)
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else json.dumps(body)
     assert text[:200] in str(caught.value)
+
+
+def test_a_broken_bar_is_set_apart():
+    """With the reason and as it came; the others are stored."""
+    page = read([kline(), kline(1, _4=None)])
+    assert [row["open_time"] for row in page.rows] == [T0]
+    assert page.bad_rows == 1
+    assert "TypeError: None is not a number" in page.bad[0].reason
+    assert json.loads(page.bad[0].raw) == kline(1, _4=None)
 
 
 @pytest.mark.parametrize(

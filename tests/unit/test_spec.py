@@ -43,6 +43,7 @@ from tasks.collectors import (
     whole,
 )
 from tasks.collectors.fields import plain
+from tasks.collectors.rows import as_text
 from tasks.data import ohlcv
 from tasks.models import ExactDecimal, UtcDateTime, records
 
@@ -543,8 +544,8 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("field", "value", "said"), BROKEN, ids=[f"{f}-{s}" for f, _, s in BROKEN])
-def test_one_broken_value_breaks_the_page(field, value, said):
-    """No row of it is kept; the error names the field and shows the body."""
+def test_one_broken_value_breaks_the_row(field, value, said):
+    """And a page of one row with it; the error names the field and shows the body."""
     endpoint = orders(lambda: order(**{field: value}))
     if said is None:
         assert endpoint.read(unit(), {}, answer([1])).rows[0][field] == value
@@ -563,8 +564,81 @@ def test_a_field_that_is_not_there():
         orders(lambda: row).read(unit(), {}, answer([1]))
     assert "seen" not in orders().read(unit(), {}, answer([1])).rows[0]
     rows = iter([order(), order(id=2, seen=1)])
-    with pytest.raises(BadPayloadError, match="rows differ: some have seen"):
-        orders(lambda: next(rows)).read(unit(), {}, answer([1, 2]))
+    page = orders(lambda: next(rows)).read(unit(), {}, answer([1, 2]))
+    assert [row["id"] for row in page.rows] == [1]
+    assert page.bad[0].reason == "ValueError: rows differ: some have seen, others do not"
+
+
+def broken_at(*places):
+    """An endpoint whose parse function raises for these rows."""
+
+    def give(row, unit):
+        if row["id"] in places:
+            raise KeyError("colour")
+        return row
+
+    return declare(parse=give)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"), [((1,), None), ((1, 2), None), ((1, 2, 3), "3 of 4 rows"), ((), None)]
+)
+def test_up_to_half_of_the_rows_may_be_bad(bad, said):
+    """They are set apart; when it is more, the answer is broken, and nothing of it is kept."""
+    body = [{"id": n} for n in (1, 2, 3, 4)]
+    if said:
+        with pytest.raises(BadPayloadError, match=f"{said} are broken, the first by KeyError: 'colour'"):
+            broken_at(*bad).read(unit(), {}, answer(body))
+        return
+    page = broken_at(*bad).read(unit(), {}, answer(body))
+    assert [row["data"]["id"] for row in page.rows] == [n for n in (1, 2, 3, 4) if n not in bad]
+    assert [json.loads(row.raw) for row in page.bad] == [{"id": n} for n in bad]
+    assert page.bad_rows == len(bad)
+
+
+def test_a_bad_row_moves_no_cursor():
+    """Only what is stored does."""
+    times = iter([T0, "never"])
+    n = iter(range(2))
+    endpoint = orders(lambda: order(id=next(n), at=next(times)), cursor=Cursor("at"))
+    page = endpoint.read(unit(), {}, answer([1, 2]))
+    assert (len(page.rows), page.bad_rows, page.cursor) == (1, 1, "2026-01-01T00:00:00.000000Z")
+    untyped = declare(cursor=Cursor("at", lag="1m"))
+    with pytest.raises(BadPayloadError, match="at is str, which is no cursor"):
+        untyped.read(unit(), {}, answer([{"id": 1, "at": "x"}]))
+
+
+def test_bad_rows_are_bounded():
+    """The first hundred of a page, 16 KB of each, and a count of all."""
+    long = "é" * 20_000
+    body = [{"id": n} for n in range(300)] + [{"id": None, "note": long}] * 150
+    page = declare().read(unit(), {}, answer(body))
+    assert (len(page.bad), page.bad_rows, len(page.rows)) == (100, 150, 300)
+    assert 16_380 < len(page.bad[0].raw.encode()) <= 16_384
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ({"a": Decimal("1e-9"), "b": "\ud800\0"}, '{"a": 1e-09, "b": "\ufffd\ufffd"}'),
+        ({"a": Decimal("1.12345678901234567890")}, '{"a": "1.12345678901234567890"}'),
+        ([1, None], "[1, null]"),
+        (object(), '"<object>"'),
+        (float("nan"), '"<float>"'),
+    ],
+)
+def test_how_a_bad_row_is_kept(raw, text):
+    """As JSON with all digits, that any database takes; of an object no more than its type."""
+    assert as_text(raw) == text
+
+
+def test_a_row_nested_without_end():
+    """Is a bad row among others, and not the end of them."""
+    page = declare().read(
+        unit(), {}, answer(b'[{"id": 1}, {"id": 2, "x": ' + b"[" * 600 + b"]" * 600 + b"}]")
+    )
+    assert (len(page.rows), page.bad_rows) == (1, 1)
+    assert page.bad[0].raw == '"<dict>"'
 
 
 def test_texts_that_no_database_stores():
@@ -734,7 +808,7 @@ def test_checkpoints_are_json():
 
 
 def test_an_error_in_the_parse_function_is_the_bodys():
-    """Whatever it trips over, the page is a bad payload that says so."""
+    """Whatever it trips over, a page of such rows is a bad payload that says so."""
 
     def orders(row, unit):
         return {"id": row["id"] + 1 / 0}
