@@ -20,10 +20,10 @@ from sqlalchemy import (
     Column,
     Connection,
     CursorResult,
+    Dialect,
     Double,
     Engine,
     Label,
-    Update,
     and_,
     bindparam,
     case,
@@ -54,6 +54,7 @@ from resilience.errors import (
 )
 from tasks.models import UtcDateTime, cursors, events, runs, units, workers
 from tasks.outcomes import Outcome, RunState, UnitState
+from tasks.prepared import Prepared
 from tasks.settings import get_settings
 
 
@@ -72,6 +73,9 @@ class db_now(FunctionElement[datetime]):  # noqa: N801 - reads like the SQL func
     def __init__(self, plus_s: float | BindParameter[float] = 0.0) -> None:
         self.plus_s = plus_s
         super().__init__(cast(literal(plus_s) if isinstance(plus_s, int | float) else plus_s, Double))
+
+
+NOW = db_now()  # to make one takes longer than to store it
 
 
 @compiles(db_now, "sqlite")
@@ -262,20 +266,19 @@ class Claim:
         values |= {name: self.row[name] + amount for name, amount in self.spent.items()}
         clocks = tuple(name for name, value in values.items() if isinstance(value, db_now))
         given = {f"to_{name}": value.plus_s if name in clocks else value for name, value in values.items()}
-        result = connection.execute(
-            _write_statement(tuple(values), clocks),
-            {"its_run": self.run, "its_n": self.n, "its_token": self.token, **given},
+        changed = _write_statement(tuple(values), clocks).run(
+            connection, {"its_run": self.run, "its_n": self.n, "its_token": self.token, **given}
         )
-        if result.rowcount != 1:
+        if changed != 1:
             raise ClaimLost(f"unit {self.run}/{self.n} was taken over by another worker")
 
 
 @lru_cache(maxsize=256)
-def _write_statement(names: tuple[str, ...], clocks: tuple[str, ...]) -> Update:
+def _write_statement(names: tuple[str, ...], clocks: tuple[str, ...]) -> Prepared:
     """The update of a unit that holds `its_token`; columns in `clocks` are given as seconds from now."""
     parameters: dict[str, Any] = {name: bindparam(f"to_{name}", type_=units.c[name].type) for name in names}
     parameters |= {name: db_now(bindparam(f"to_{name}", type_=Double())) for name in clocks}
-    return (
+    statement = (
         update(units)
         .where(
             units.c.run == bindparam("its_run"),
@@ -285,6 +288,7 @@ def _write_statement(names: tuple[str, ...], clocks: tuple[str, ...]) -> Update:
         )
         .values(parameters)
     )
+    return Prepared(lambda _: statement)
 
 
 def _of_run(column: Column[Any]) -> Label[Any]:
@@ -294,8 +298,15 @@ def _of_run(column: Column[Any]) -> Label[Any]:
 _OPEN_RUN = exists().where(runs.c.id == units.c.run, runs.c.state == RunState.OPEN)
 
 
+# What a unit has to know of itself; to read all columns takes as long as to find the row.
+_HELD = (
+    *("symbol", "start_at", "end_at", "cursor", "checkpoint", "ticket", "token"),
+    *("attempts", "deliveries", "throttles", "calls", "retries", "waits", "waited_s", "weight", "records"),
+)
 _OWN = and_(units.c.state == UnitState.RUNNING, units.c.token == bindparam("own_token"))
-_DUE = and_(units.c.state.in_((UnitState.WAITING, UnitState.SENT)), units.c.not_before <= db_now())
+_DUE = and_(
+    or_(units.c.state == UnitState.WAITING, units.c.state == UnitState.SENT), units.c.not_before <= db_now()
+)
 _ORPHAN = and_(
     units.c.state == UnitState.RUNNING,
     units.c.worker.in_(
@@ -303,23 +314,25 @@ _ORPHAN = and_(
     ),
 )
 _FRESH = or_(units.c.alone, units.c.deliveries < bindparam("most_deliveries"))
-_CLAIM = (
-    update(units)
-    .where(
-        units.c.run == bindparam("its_run"),
-        units.c.n == bindparam("its_n"),
-        units.c.alone == bindparam("is_alone"),
-        _OPEN_RUN,
-        or_(_OWN, and_(or_(_DUE, _ORPHAN), _FRESH)),
+_CLAIM = Prepared(
+    lambda _: (
+        update(units)
+        .where(
+            units.c.run == bindparam("its_run"),
+            units.c.n == bindparam("its_n"),
+            units.c.alone == bindparam("is_alone"),
+            _OPEN_RUN,
+            or_(_OWN, and_(or_(_DUE, _ORPHAN), _FRESH)),
+        )
+        .values(
+            state=UnitState.RUNNING,
+            token=units.c.token + 1,
+            deliveries=units.c.deliveries + case((_OWN, 0), else_=1),
+            worker=bindparam("its_worker"),
+            claimed_at=db_now(),
+        )
+        .returning(*(units.c[name] for name in _HELD), _of_run(runs.c.lane), _of_run(runs.c.on_open))
     )
-    .values(
-        state=UnitState.RUNNING,
-        token=units.c.token + 1,
-        deliveries=units.c.deliveries + case((_OWN, 0), else_=1),
-        worker=bindparam("its_worker"),
-        claimed_at=db_now(),
-    )
-    .returning(units, _of_run(runs.c.lane), _of_run(runs.c.on_open))
 )
 
 
@@ -349,14 +362,13 @@ def claim(
         "most_deliveries": deliveries_max,
     }
     with writing() as connection:
-        row = connection.execute(_CLAIM, given).mappings().one_or_none()
-    return None if row is None else Claim(run, n, row["token"], dict(row))
+        row = _CLAIM.row(connection, given)
+    return None if row is None else Claim(run, n, row["token"], row)
 
 
-@lru_cache(maxsize=4)
-def _move_cursor_statement(dialect: str) -> Any:
+def _move_cursor_statement(dialect: Dialect) -> Any:
     statement = (
-        (sqlite if dialect == "sqlite" else postgresql)
+        (sqlite if dialect.name == "sqlite" else postgresql)
         .insert(cursors)
         .values(
             endpoint=bindparam("its_endpoint"),
@@ -372,12 +384,12 @@ def _move_cursor_statement(dialect: str) -> Any:
     )
 
 
+_MOVE_CURSOR = Prepared(_move_cursor_statement)
+
+
 def move_cursor(connection: Connection, endpoint: str, symbol: str, value: str) -> None:
     """Move a cursor forward; a value that is not beyond the stored one changes nothing."""
-    connection.execute(
-        _move_cursor_statement(connection.dialect.name),
-        {"its_endpoint": endpoint, "its_symbol": symbol, "its_value": value},
-    )
+    _MOVE_CURSOR.run(connection, {"its_endpoint": endpoint, "its_symbol": symbol, "its_value": value})
 
 
 def read_cursors(connection: Connection, endpoint: str) -> dict[str, str]:

@@ -323,7 +323,7 @@ class Delivery:
             "reason": None,
             "checkpoint": None,
             "error": None,
-            "finished_at": store.db_now(),
+            "finished_at": store.NOW,
         }
 
     def _move_cursor(self, connection: Any) -> None:
@@ -463,7 +463,7 @@ def _columns(step: Step) -> dict[str, Any]:
                 "state": UnitState.SENT,
                 "reason": None,
                 "deliveries": 0,
-                "sent_at": store.db_now(),
+                "sent_at": store.NOW,
                 "expected_at": store.db_now(seconds),
                 **values,
             }
@@ -481,7 +481,7 @@ def _columns(step: Step) -> dict[str, Any]:
                 "state": UnitState.DONE,
                 "outcome": outcome,
                 "reason": reason,
-                "finished_at": store.db_now(),
+                "finished_at": store.NOW,
                 **values,
             }
 

@@ -7,7 +7,7 @@ is left out. Tables with types or defaults that this module does not know go thr
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -38,8 +38,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
+from tasks.prepared import Convert, bind_processor
+
 Values = list[Any]
-Convert = Callable[[Any], Any]
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -102,10 +103,6 @@ def _converted(values: Values, convert: Convert | None) -> Values:
     return [convert(values[0])] * len(values) if _is_same(values) else list(map(convert, values))
 
 
-def _bind(column: Column[Any], dialect: Dialect) -> Convert | None:
-    return column.type.dialect_impl(dialect).bind_processor(dialect)
-
-
 @lru_cache(maxsize=256)
 def _marks_form(
     dialect: Dialect, table: Table, names: tuple[str, ...], *, changing: bool
@@ -113,7 +110,7 @@ def _marks_form(
     """SQL with a mark for each column, in their order, and what turns their values into the driver's."""
     compiled = _values_statement(dialect, table, names, changing=changing).compile(dialect=dialect)
     assert compiled.positiontup == list(names), "columns have to come in the table's order"
-    return str(compiled), [_bind(table.c[name], dialect) for name in names]
+    return str(compiled), [bind_processor(table.c[name].type, dialect) for name in names]
 
 
 @lru_cache(maxsize=256)
@@ -169,7 +166,7 @@ def _element(column: Column[Any], dialect: Dialect) -> Convert:
     kind = _kind(column)
     if isinstance(kind, JSON):
         return lambda value: _quoted(json.dumps(value))
-    bind = _bind(column, dialect)
+    bind = bind_processor(column.type, dialect)
     write = str if isinstance(kind, BigInteger | Boolean | Double | Numeric) else _quoted
     return write if bind is None else lambda value: write(bind(value))
 

@@ -454,6 +454,25 @@ def test_a_database_that_is_locked(installation):
     assert isinstance(take(run), Claim)
 
 
+def test_connections_that_the_server_has_closed():
+    """One claim says so; the next one has a new connection, however many lay in the pool."""
+    if store.engine().dialect.name == "sqlite":
+        return  # it has no server
+    run = add_unit()
+    with store.engine().connect(), store.engine().connect(), store.engine().connect():
+        pass
+    other = store.open_engine(store.engine().url.render_as_string(hide_password=False))
+    with other.begin() as connection:
+        ours = text("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+        mine = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        for pid in set(connection.execute(ours).scalars()) - {mine}:
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+    other.dispose()
+    with pytest.raises(DatabaseError, match="did not answer"):
+        take(run)
+    assert isinstance(take(run), Claim)
+
+
 def test_writers_of_one_process_take_turns(installation, monkeypatch):
     """In SQLite, where they would sleep; who waits too long gets DatabaseError."""
     run = add_unit()
