@@ -9,7 +9,7 @@ from typing import Any, Self
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
-APIS = ("binance", "coinbase", "asana")
+APIS = ("binance", "coinbase", "asana")  # those of the main job; there are others
 
 
 class Upstream:
@@ -61,8 +61,8 @@ class Upstream:
 
     def reset(self, *apis: str) -> None:
         """No faults, documented limits, nothing counted: for the APIs named, or for all."""
-        for api in apis or APIS:
-            self._call("POST", f"/control/{api}/reset")
+        for path in [f"/control/{api}/reset" for api in apis] or ["/control/reset"]:
+            self._call("POST", path)
 
     def stop(self) -> None:
         """End the process and wait for it; harmless when it has ended."""

@@ -115,6 +115,25 @@ def _user(number: int) -> dict[str, Any]:
     }
 
 
+def project(gid: str, workspace: str) -> dict[str, Any]:
+    """Every field of a project that matters; it was made when it says, and is never edited."""
+    bits = _mix(_seed(gid), 1)
+    created_ms = LISTED_AT_S * 1000 + bits % (5 * 365 * _DAY_S * 1000)
+    return {
+        "gid": gid,
+        "resource_type": "project",
+        "name": f"Project {gid[-4:]}",
+        "archived": bits % 5 == 0,
+        "owner": _user(bits % 9) if bits % 4 else None,
+        "created_at": _iso(created_ms),
+        "modified_at": _iso(created_ms),
+        "due_on": _iso(created_ms)[:10] if bits % 2 else None,
+        "notes": "",
+        "permalink_url": f"https://app.asana.com/0/{gid}",
+        "workspace": {"gid": workspace, "name": "Waterworks", "resource_type": "workspace"},
+    }
+
+
 def task(project: str, number: int, as_of: float) -> dict[str, Any] | None:
     """One task as it stood at `as_of` (epoch seconds), or None before it was made; each is edited at its own pace."""
     bits = _mix(_seed(project), number)

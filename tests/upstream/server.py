@@ -8,20 +8,12 @@ import struct
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from tests.upstream.apis import (
-    Answer,
-    Api,
-    Asana,
-    Binance,
-    Coinbase,
-    RejectedError,
-    Request,
-    encode,
-    retry_after,
-)
+from tests.upstream.apis import ALL
+from tests.upstream.apis.base import Answer, Api, RejectedError, Request, encode, retry_after
 from tests.upstream.faults import Faults
 
 Scope = dict[str, Any]
@@ -34,6 +26,7 @@ UNAVAILABLE = Answer(
 )
 WELCOME = Answer(200, PAGE.replace(b"%s", b"Please sign in"), content_type="text/html")
 RESET = Answer(0, b"")  # no answer: the connection is reset
+LONGEST_BODY = 1 << 20  # bytes of a request
 
 
 class Stats:
@@ -75,16 +68,16 @@ class Site:
         """Everything as at the start: no faults, documented limits, nothing counted."""
         self.faults, self.stats = Faults(), Stats()
         self.rng = random.Random(f"{self.seed}:{self.api.name}")
-        self.api.rescale({})
+        self.api.reset()
 
     def change(self, wanted: dict[str, Any]) -> None:
         """Raises ValueError or TypeError for what is not understood."""
-        faults = {name: value for name, value in wanted.items() if name not in {"limits", "expire_offsets"}}
-        self.faults.change(faults)
+        own = wanted.keys() - Faults.CHANGEABLE.keys() - {"limits"}
+        self.faults.change({name: value for name, value in wanted.items() if name in Faults.CHANGEABLE})
         if "limits" in wanted:
             self.api.rescale(wanted["limits"])
-        if wanted.get("expire_offsets"):
-            self.api.generation += 1
+        for name in sorted(own):
+            self.api.control(name, wanted[name])
 
     async def serve(self, request: Request, send: Send, receive: Receive) -> None:
         now = time.monotonic()
@@ -111,7 +104,7 @@ class Site:
             self.in_flight_by_key[key] -= 1
 
     def decide(self, request: Request, key: str, stranger: Answer | None, now: float) -> Answer:
-        faults, weight = self.faults, self.api.weight(request.path)
+        faults = self.faults
         if left_s := faults.left_s("throttle_s", now):
             self.stats.throttled += 1
             return Answer(429, self.api.trouble(429), self.api.headers(key, now) | retry_after(left_s))
@@ -120,8 +113,10 @@ class Site:
             return Answer(429, self.api.trouble(429))
         refusal = None
         if stranger is None:
-            self.api.meter.arrive(key, weight, now)
-            refusal = self.crowded(key) or self.api.refuse(key, weight, now)
+            charges = self.api.charges(request, key)
+            for meter, who, weight in charges:
+                meter.arrive(who, weight, now)
+            refusal = self.crowded(key) or self.api.refuse(charges, now)
         if faults.left_s("outage_s", now):
             return UNAVAILABLE
         answer = stranger or refusal or self.broken() or self.answer(request)
@@ -135,7 +130,7 @@ class Site:
         if self.api.at_once is None or self.in_flight_by_key[key] <= self.api.at_once:
             return None
         self.stats.over_at_once += 1
-        return self.api.too_many(1)
+        return self.api.too_many(1, "at_once")
 
     def broken(self) -> Answer | None:
         faults = self.faults
@@ -155,21 +150,24 @@ class Site:
 
     def answer(self, request: Request) -> Answer:
         try:
-            body = self.api.answer(request, self.faults.bad_symbols, self.faults.clock())
+            found = self.api.answer(request, self.faults.bad_symbols, self.faults.clock())
         except RejectedError as error:
             return Answer(error.status, encode(error.body))
-        return Answer(200, body[: len(body) // 2] if self.strikes(self.faults.truncate_rate) else body)
+        answer = Answer(200, found) if isinstance(found, bytes) else found
+        half = answer.body[: len(answer.body) // 2]
+        return replace(answer, body=half) if self.strikes(self.faults.truncate_rate) else answer
 
     def report(self) -> dict[str, Any]:
-        stats, limit = self.stats, self.api.meter.report()
+        stats, limits = self.stats, [meter.report() for meter in self.api.meters.values()]
         at_once = {"name": "at_once", "amount": self.api.at_once, "refused": stats.over_at_once}
         return {
             "requests": stats.requests,
             "by_status": dict(stats.by_status),
             "throttled": stats.throttled,
-            "violations": limit["refused"] + stats.over_at_once,
-            "max_in_window": limit["max_in_window"],
-            "limits": [limit] if self.api.at_once is None else [limit, at_once],
+            "violations": sum(limit["refused"] for limit in limits) + stats.over_at_once,
+            "max_in_window": self.api.meter.max_in_window,
+            "limits": limits if self.api.at_once is None else [*limits, at_once],
+            **self.api.report(),
             "in_flight": self.in_flight,
             "max_in_flight": stats.max_in_flight,
             "first_at": stats.first_at,
@@ -183,7 +181,7 @@ class Program:
     """The ASGI application."""
 
     def __init__(self, seed: int = 0):
-        self.sites = {api.name: Site(api, seed) for api in (Binance(), Coinbase(), Asana())}
+        self.sites = {api.name: Site(api(), seed) for api in ALL}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head, _, rest = scope["path"][1:].partition("/")
@@ -193,12 +191,18 @@ class Program:
             path = rest.removeprefix(site.api.prefix)
             query = dict(parse_qsl(scope["query_string"].decode()))
             headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-            await site.serve(Request(path, query, headers, scope["client"][0]), send, receive)
+            body = await self.body(receive) if scope["method"] == "POST" else b""
+            request = Request(path, query, headers, scope["client"][0], scope["method"], body)
+            await site.serve(request, send, receive)
         else:
             await reply(send, Answer(404, b'{"message":"no such API"}'))
 
     async def control(self, method: str, path: str, receive: Receive) -> Answer:
         name, _, action = path.partition("/")
+        if (method, path) == ("POST", "reset"):
+            for site in self.sites.values():
+                site.reset()
+            return Answer(200, b"{}")
         if method == "GET" and not name:
             return Answer(200, encode({name: site.report() for name, site in self.sites.items()}))
         if (site := self.sites.get(name)) is None:
@@ -216,14 +220,17 @@ class Program:
         return Answer(404, b'{"message":"no such control"}')
 
     @staticmethod
-    async def change(site: Site, receive: Receive) -> Answer:
+    async def body(receive: Receive) -> bytes:
         body, more = b"", True
-        while more:
+        while more and len(body) <= LONGEST_BODY:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
+        return body
+
+    async def change(self, site: Site, receive: Receive) -> Answer:
         try:
-            site.change(json.loads(body))
+            site.change(json.loads(await self.body(receive)))
         except (ValueError, TypeError, AttributeError) as error:
             return Answer(400, encode({"message": str(error)}))
         return Answer(200, encode(site.report()))
