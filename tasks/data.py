@@ -96,6 +96,16 @@ gmail_messages = Table(
     PrimaryKeyConstraint("mailbox", "id"),
 )
 
+glassnode_metrics = Table(
+    "glassnode_metrics",
+    metadata,
+    Column("metric", String(100), nullable=False),  # market/price_usd_close
+    Column("asset", String(20), nullable=False),
+    Column("at", UtcDateTime, nullable=False),  # the day's beginning
+    Column("value", ExactDecimal, nullable=False),
+    PrimaryKeyConstraint("metric", "asset", "at"),
+)
+
 greenlake_devices = Table(
     "greenlake_devices",
     metadata,
@@ -122,6 +132,70 @@ greenlake_subscriptions = Table(
     Column("data", Json, nullable=False),
 )
 
+lunarcrush_coins = Table(
+    "lunarcrush_coins",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("symbol", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("price", ExactDecimal),
+    Column("market_cap", ExactDecimal),
+    Column("galaxy_score", ExactDecimal),
+    Column("alt_rank", ExactDecimal),
+    Column("data", Json, nullable=False),
+)
+
+lunarcrush_hours = Table(
+    "lunarcrush_hours",
+    metadata,
+    Column("coin", String(60), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("open", ExactDecimal),
+    Column("high", ExactDecimal),
+    Column("low", ExactDecimal),
+    Column("close", ExactDecimal),
+    Column("volume_24h", ExactDecimal),
+    Column("market_cap", ExactDecimal),
+    Column("interactions", ExactDecimal),
+    Column("contributors_active", ExactDecimal),
+    Column("posts_active", ExactDecimal),
+    Column("sentiment", ExactDecimal),
+    Column("social_dominance", ExactDecimal),
+    Column("galaxy_score", ExactDecimal),
+    Column("alt_rank", ExactDecimal),
+    PrimaryKeyConstraint("coin", "at"),
+)
+
+moralis_prices = Table(
+    "moralis_prices",
+    metadata,
+    Column("chain", String(20), nullable=False),
+    Column("token", String(50), nullable=False),
+    Column("block", BigInteger, nullable=False),
+    Column("usd", ExactDecimal, nullable=False),
+    Column("native", String(80)),  # in the smallest part of the chain's own coin, up to 78 digits
+    Column("exchange", Text),
+    Column("liquidity_usd", ExactDecimal),
+    PrimaryKeyConstraint("chain", "token", "block"),
+)
+
+moralis_transfers = Table(
+    "moralis_transfers",
+    metadata,
+    Column("chain", String(20), nullable=False),
+    Column("transaction_hash", String(100), nullable=False),
+    Column("log_index", Integer, nullable=False),
+    Column("token", String(50), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("block", BigInteger, nullable=False),
+    Column("sender", String(50), nullable=False),
+    Column("receiver", String(50), nullable=False),
+    Column("value", String(80), nullable=False),  # in the token's smallest part, up to 78 digits
+    Column("decimals", Integer),
+    Column("possible_spam", Boolean, nullable=False),
+    PrimaryKeyConstraint("chain", "transaction_hash", "log_index"),
+)
+
 reddit_posts = Table(
     "reddit_posts",
     metadata,
@@ -135,6 +209,22 @@ reddit_posts = Table(
     Column("comments", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("data", Json, nullable=False),
+)
+
+x_posts = Table(
+    "x_posts",
+    metadata,
+    Column("found_by", String(200), nullable=False),  # the query, or the id of the user
+    Column("id", String(30), nullable=False),
+    Column("author", String(30), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("lang", String(20)),
+    Column("likes", BigInteger, nullable=False),
+    Column("reposts", BigInteger, nullable=False),
+    Column("replies", BigInteger, nullable=False),
+    Column("data", Json, nullable=False),
+    PrimaryKeyConstraint("found_by", "id"),
 )
 
 xero_contacts = Table(

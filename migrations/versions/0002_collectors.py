@@ -15,6 +15,93 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("units", sa.Column("tier", sa.String(length=50), nullable=True))
     op.create_table(
+        "glassnode_metrics",
+        sa.Column("metric", sa.String(length=100), nullable=False),
+        sa.Column("asset", sa.String(length=20), nullable=False),
+        sa.Column("at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("value", ExactDecimal(), nullable=False),
+        sa.PrimaryKeyConstraint("metric", "asset", "at", name=op.f("pk_glassnode_metrics")),
+    )
+    op.create_table(
+        "lunarcrush_coins",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("symbol", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("price", ExactDecimal(), nullable=True),
+        sa.Column("market_cap", ExactDecimal(), nullable=True),
+        sa.Column("galaxy_score", ExactDecimal(), nullable=True),
+        sa.Column("alt_rank", ExactDecimal(), nullable=True),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lunarcrush_coins")),
+    )
+    op.create_table(
+        "lunarcrush_hours",
+        sa.Column("coin", sa.String(length=60), nullable=False),
+        sa.Column("at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("open", ExactDecimal(), nullable=True),
+        sa.Column("high", ExactDecimal(), nullable=True),
+        sa.Column("low", ExactDecimal(), nullable=True),
+        sa.Column("close", ExactDecimal(), nullable=True),
+        sa.Column("volume_24h", ExactDecimal(), nullable=True),
+        sa.Column("market_cap", ExactDecimal(), nullable=True),
+        sa.Column("interactions", ExactDecimal(), nullable=True),
+        sa.Column("contributors_active", ExactDecimal(), nullable=True),
+        sa.Column("posts_active", ExactDecimal(), nullable=True),
+        sa.Column("sentiment", ExactDecimal(), nullable=True),
+        sa.Column("social_dominance", ExactDecimal(), nullable=True),
+        sa.Column("galaxy_score", ExactDecimal(), nullable=True),
+        sa.Column("alt_rank", ExactDecimal(), nullable=True),
+        sa.PrimaryKeyConstraint("coin", "at", name=op.f("pk_lunarcrush_hours")),
+    )
+    op.create_table(
+        "moralis_prices",
+        sa.Column("chain", sa.String(length=20), nullable=False),
+        sa.Column("token", sa.String(length=50), nullable=False),
+        sa.Column("block", sa.BigInteger(), nullable=False),
+        sa.Column("usd", ExactDecimal(), nullable=False),
+        sa.Column("native", sa.String(length=80), nullable=True),
+        sa.Column("exchange", sa.Text(), nullable=True),
+        sa.Column("liquidity_usd", ExactDecimal(), nullable=True),
+        sa.PrimaryKeyConstraint("chain", "token", "block", name=op.f("pk_moralis_prices")),
+    )
+    op.create_table(
+        "moralis_transfers",
+        sa.Column("chain", sa.String(length=20), nullable=False),
+        sa.Column("transaction_hash", sa.String(length=100), nullable=False),
+        sa.Column("log_index", sa.Integer(), nullable=False),
+        sa.Column("token", sa.String(length=50), nullable=False),
+        sa.Column("at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("block", sa.BigInteger(), nullable=False),
+        sa.Column("sender", sa.String(length=50), nullable=False),
+        sa.Column("receiver", sa.String(length=50), nullable=False),
+        sa.Column("value", sa.String(length=80), nullable=False),
+        sa.Column("decimals", sa.Integer(), nullable=True),
+        sa.Column("possible_spam", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("chain", "transaction_hash", "log_index", name=op.f("pk_moralis_transfers")),
+    )
+    op.create_table(
+        "x_posts",
+        sa.Column("found_by", sa.String(length=200), nullable=False),
+        sa.Column("id", sa.String(length=30), nullable=False),
+        sa.Column("author", sa.String(length=30), nullable=False),
+        sa.Column("created_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("lang", sa.String(length=20), nullable=True),
+        sa.Column("likes", sa.BigInteger(), nullable=False),
+        sa.Column("reposts", sa.BigInteger(), nullable=False),
+        sa.Column("replies", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("found_by", "id", name=op.f("pk_x_posts")),
+    )
+    op.create_table(
         "asana_projects",
         sa.Column("gid", sa.String(length=50), nullable=False),
         sa.Column("workspace", sa.String(length=50), nullable=False),
@@ -189,4 +276,10 @@ def downgrade() -> None:
     op.drop_table("gmail_messages")
     op.drop_table("calendar_events")
     op.drop_table("asana_projects")
+    op.drop_table("x_posts")
+    op.drop_table("moralis_transfers")
+    op.drop_table("moralis_prices")
+    op.drop_table("lunarcrush_hours")
+    op.drop_table("lunarcrush_coins")
+    op.drop_table("glassnode_metrics")
     op.drop_column("units", "tier")

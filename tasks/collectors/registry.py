@@ -15,7 +15,8 @@ from tasks.settings import get_settings
 
 GROUP = "penstock.collectors"
 # Known without their entry points too, so that a source checkout works before it is installed.
-_SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in ("binance", "coinbase", "asana")}
+_NAMES = ("binance", "coinbase", "asana", "glassnode", "moralis", "lunarcrush", "x")
+SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in _NAMES}
 _API_SETTINGS = ("base_url", "limits", "breaker", "retry")
 
 
@@ -26,7 +27,7 @@ def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str,
     A name is that of an entry point in the group `penstock.collectors`, or `module:attribute`. Raises
     ConfigurationError for an unknown name, for a declaration that is wrong, and for settings of nothing.
     """
-    known = _SHIPPED | {each.name: each.value for each in entry_points(group=GROUP)}
+    known = SHIPPED | {each.name: each.value for each in entry_points(group=GROUP)}
     found: dict[str, Api] = {}
     for name in names or known:
         api = _import(name, known)
