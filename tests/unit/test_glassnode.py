@@ -122,15 +122,22 @@ BROKEN = {
     "no time": [{"v": 1}],
     "a time of text": [{"t": str(T0_S), "v": 1}],
     "a time in milliseconds": [{"t": T0_S * 1000, "v": 1}],
-    "one good, one bad": [*points(1), {"t": None, "v": 2}],
+    "one good, two bad": [*points(1), {"t": None, "v": 2}, 7],
 }
 
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_body(body):
-    """A BadPayloadError; of a page with one broken point nothing is kept."""
+    """A BadPayloadError: most of it is no metric."""
     with pytest.raises(BadPayloadError, match=r"glassnode\.price"):
         read(body)
+
+
+def test_one_broken_point():
+    """It is set apart; a gap is none."""
+    page = read([*points(1, None, 3), {"t": T0_S}])
+    assert [row["value"] for row in page.rows] == [1, 3]
+    assert [bad.reason for bad in page.bad] == ["KeyError: 'v'"]
 
 
 @pytest.mark.parametrize(
