@@ -298,11 +298,6 @@ def _of_run(column: Column[Any]) -> Label[Any]:
 _OPEN_RUN = exists().where(runs.c.id == units.c.run, runs.c.state == RunState.OPEN)
 
 
-# What a unit has to know of itself; to read all columns takes as long as to find the row.
-_HELD = (
-    *("symbol", "start_at", "end_at", "cursor", "checkpoint", "ticket", "token"),
-    *("attempts", "deliveries", "throttles", "calls", "retries", "waits", "waited_s", "weight", "records"),
-)
 _OWN = and_(units.c.state == UnitState.RUNNING, units.c.token == bindparam("own_token"))
 _DUE = and_(
     or_(units.c.state == UnitState.WAITING, units.c.state == UnitState.SENT), units.c.not_before <= db_now()
@@ -331,7 +326,7 @@ _CLAIM = Prepared(
             worker=bindparam("its_worker"),
             claimed_at=db_now(),
         )
-        .returning(*(units.c[name] for name in _HELD), _of_run(runs.c.lane), _of_run(runs.c.on_open))
+        .returning(units, _of_run(runs.c.lane), _of_run(runs.c.on_open))
     )
 )
 
