@@ -113,7 +113,7 @@ def measure(quick):
             planned(count)
             done = deliver(app, connection, traced, count)
         assert done, "no unit was sent"
-        http.client()._session[1].close()
+        http.client().close()
         store.engine().dispose()
     return [table(clock, done)]
 

@@ -126,8 +126,8 @@ class Installation:
         if store._engine_of.cache_info().currsize:
             with contextlib.suppress(Exception):
                 store.engine().dispose()
-        if http.client.cache_info().currsize and (session := http.client()._session):
-            session[1].close()
+        if http.client.cache_info().currsize:
+            http.client().close()
         for cached in (
             get_settings,
             registry.collectors,

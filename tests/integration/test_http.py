@@ -518,4 +518,4 @@ def test_a_fork_gets_its_own_connections(client):
         assert (process.exitcode, result.get()) == (0, b"[]")
         assert get(client, server.url).body == b"[]"
         assert server.connections == 2
-        assert client._session[0] == os.getpid()
+        assert client._pools[0] == os.getpid()
