@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.upstream import data
+from tests.upstream.apis import ALL
 from tests.upstream.client import ROOT, Upstream
 from tests.upstream.meter import Meter
 
@@ -531,7 +532,7 @@ def test_stats_and_arrivals(http, upstream):
 def test_all_stats_at_once(http, upstream):
     """One question for all APIs."""
     body = http.get(f"{upstream.url}/control", timeout=5).json()
-    assert body.keys() == {"binance", "coinbase", "asana"}
+    assert body.keys() == {api.name for api in ALL}
 
 
 @pytest.mark.parametrize("wanted", [{"latencies": 3}, {"error_rate": 2}, {"limits": {"weight": 1}}])

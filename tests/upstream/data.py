@@ -16,30 +16,30 @@ _WORDS = ("pump", "gate", "sluice", "weir", "turbine", "meter", "valve", "intake
 
 
 @lru_cache(maxsize=65_536)
-def _seed(name: str) -> int:
+def seed(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
-def _mix(seed: int, number: int) -> int:
+def mix(first: int, number: int) -> int:
     """64 well-spread bits of a name's seed and a number (the splitmix64 step, which is cheap in Python)."""
-    bits = (seed + number * 0x9E3779B97F4A7C15) & _MASK
+    bits = (first + number * 0x9E3779B97F4A7C15) & _MASK
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
     return bits ^ (bits >> 31)
 
 
-def _cents(seed: int, time_s: int) -> int:
+def _cents(start: int, time_s: int) -> int:
     """A market's price at a moment: a base, a slow swing over eight days, a little noise."""
-    base = 1_000 + seed % 9_000_000
-    swing = abs((time_s + seed) % (8 * _DAY_S) - 4 * _DAY_S) // 3_456  # 0 … 100 thousandths
-    return base * (950 + swing + _mix(seed, time_s) % 7) // 1_000 + 1
+    base = 1_000 + start % 9_000_000
+    swing = abs((time_s + start) % (8 * _DAY_S) - 4 * _DAY_S) // 3_456  # 0 … 100 thousandths
+    return base * (950 + swing + mix(start, time_s) % 7) // 1_000 + 1
 
 
 def _bar(name: str, open_s: int, length_s: int, elapsed_s: int) -> tuple[int, int, int, int, int, int]:
     """Open, high, low and close in cents, volume in thousandths, trades: of the part of a bar that has passed."""
-    seed = _seed(name)
-    bits = _mix(seed ^ length_s, open_s)
-    first, last = _cents(seed, open_s), _cents(seed, open_s + elapsed_s)
+    start = seed(name)
+    bits = mix(start ^ length_s, open_s)
+    first, last = _cents(start, open_s), _cents(start, open_s + elapsed_s)
     spread = 1 + bits % 97
     high = max(first, last) + spread
     low = min(first, last) - spread
@@ -83,7 +83,7 @@ def candle(product: str, time_s: int, granularity: int, now_s: float | None = No
     """
     if time_s < LISTED_AT_S:
         return None
-    bits = _mix(_seed(product) ^ granularity, ~time_s)
+    bits = mix(seed(product) ^ granularity, ~time_s)
     if bits % 200 if product.startswith("QUIET") else not bits % 17:
         return None
     elapsed_s = granularity if now_s is None else min(granularity, max(0, int(now_s) - time_s))
@@ -99,7 +99,7 @@ def candles(product: str, start_s: int, end_s: int, granularity: int) -> list[li
 
 def task_count(project: str) -> int:
     """How many tasks a project has in the end: 0 to 250."""
-    return _seed(project) % 251
+    return seed(project) % 251
 
 
 def _iso(time_ms: int) -> str:
@@ -117,7 +117,7 @@ def _user(number: int) -> dict[str, Any]:
 
 def project(gid: str, workspace: str) -> dict[str, Any]:
     """Every field of a project that matters; it was made when it says, and is never edited."""
-    bits = _mix(_seed(gid), 1)
+    bits = mix(seed(gid), 1)
     created_ms = LISTED_AT_S * 1000 + bits % (5 * 365 * _DAY_S * 1000)
     return {
         "gid": gid,
@@ -136,7 +136,7 @@ def project(gid: str, workspace: str) -> dict[str, Any]:
 
 def task(project: str, number: int, as_of: float) -> dict[str, Any] | None:
     """One task as it stood at `as_of` (epoch seconds), or None before it was made; each is edited at its own pace."""
-    bits = _mix(_seed(project), number)
+    bits = mix(seed(project), number)
     now_ms = int(as_of * 1000)
     created_ms = LISTED_AT_S * 1000 + bits % (5 * 365 * _DAY_S * 1000)
     if created_ms > now_ms:
@@ -144,7 +144,7 @@ def task(project: str, number: int, as_of: float) -> dict[str, Any] | None:
     period_ms = (_PERIODS_S[bits % 6] + (bits >> 16) % 600) * 1000
     edits = (now_ms - created_ms) // period_ms
     modified_ms = created_ms + edits * period_ms
-    state = _mix(bits, edits)
+    state = mix(bits, edits)
     done = state % 5 == 4
     gid = str(1_000_000_000_000_000 + bits % 9_000_000_000_000_000)
     return {

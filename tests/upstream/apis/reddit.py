@@ -1,0 +1,77 @@
+"""Reddit: listings of subreddits, newest first."""
+
+import re
+from typing import Any
+
+from tests.upstream.apis.base import Answer, RejectedError, Request, encode
+from tests.upstream.apis.tokens import TokenApi
+from tests.upstream.data import LISTED_AT_S, mix, seed
+
+DEEPEST = 1000
+
+
+def posts(subreddit: str) -> list[dict[str, Any]]:
+    """Every post that a listing gives, newest first: 120 to 370 of them."""
+    count = 120 + seed(subreddit) % 251
+    return [post(subreddit, number) for number in range(count, 0, -1)][:DEEPEST]
+
+
+def post(subreddit: str, number: int) -> dict[str, Any]:
+    bits = mix(seed(subreddit), number)
+    at = LISTED_AT_S + number * 3600 + bits % 3600
+    return {
+        "name": f"t3_{seed(subreddit) % 1_000_000:06d}{number:05d}",
+        "subreddit": subreddit,
+        "author": f"heron_{bits % 50}",
+        "title": f"Post {number} about “{subreddit}”",
+        "selftext": "" if bits % 3 else f"Text {bits % 1000}\nwith <tags> & more",
+        "url": f"https://www.reddit.com/r/{subreddit}/{number}",
+        "score": bits % 2000 - 20,
+        "num_comments": bits % 90,
+        "created": float(at + 28_800),
+        "created_utc": float(at),
+    }
+
+
+class Reddit(TokenApi):
+    """1,000 in ten minutes for a client; about a thousand posts deep; who does not name itself is refused."""
+
+    name = "reddit"
+    token_path = "api/v1/access_token"
+    documented = {"amount": 1000, "window_s": 600}
+
+    def key(self, request: Request) -> str:
+        if request.headers.get("user-agent", "").startswith("python-requests"):
+            raise RejectedError(403, {"message": "whoa there, pardner!", "error": 403})
+        return super().key(request)
+
+    def headers(self, key: str, now: float) -> dict[str, str]:
+        used = self.meter.granted[key].at(now)
+        return {
+            "x-ratelimit-used": str(used),
+            "x-ratelimit-remaining": f"{self.meter.amount - used:.1f}",
+            "x-ratelimit-reset": "498",
+        }
+
+    def trouble(self, status: int) -> bytes:
+        said = {401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
+        return encode({"message": said.get(status, "Internal Server Error"), "error": status})
+
+    def found(self, request: Request, bad: frozenset[str], now: float) -> bytes | Answer:
+        path = re.fullmatch(r"r/(\w{2,21})/new", request.path)
+        if path is None or path[1] in bad:
+            return Answer(404, self.trouble(404))
+        rows = posts(path[1])
+        limit = min(100, int(request.query.get("limit", "25")))
+        after = request.query.get("after")
+        start = next(
+            (n + 1 for n, row in enumerate(rows) if row["name"] == after), 0 if after is None else len(rows)
+        )
+        page = rows[start : start + limit]
+        more = start + limit < len(rows)
+        data = {
+            "after": page[-1]["name"] if more else None,
+            "before": None,
+            "children": [{"kind": "t3", "data": row} for row in page],
+        }
+        return encode({"kind": "Listing", "data": data})
