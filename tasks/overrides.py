@@ -2,6 +2,7 @@
 
     [binance]
     base_url = "http://127.0.0.1:8080"
+    token_url = "http://127.0.0.1:8080/token"
     limits = ["1200/1m", "5 at once"]
     breaker = { failures = 3, open_for_s = 10 }
     retry = { attempts = 5, cap_s = 30 }
@@ -162,7 +163,7 @@ _RETRY: dict[str, Check] = {
     "factor": _growth,
     "jitter": _one_of(*get_args(Jitter)),
 }
-_COLLECTOR: dict[str, Check] = {"base_url": _url, "limits": _limits}
+_COLLECTOR: dict[str, Check] = {"base_url": _url, "token_url": _url, "limits": _limits}
 _POLICIES: dict[str, dict[str, Check]] = {"breaker": _BREAKER, "retry": _RETRY}
 _ENDPOINT: dict[str, Check] = {
     "symbols": _texts,

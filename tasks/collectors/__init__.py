@@ -4,6 +4,7 @@ from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors.auth import ApiKey, Basic, Bearer
 from tasks.collectors.fields import day, iso, ms, number, seconds, whole
 from tasks.collectors.links import Link
+from tasks.collectors.oauth import GoogleServiceAccount, GoogleUser, OAuth2
 from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
 from tasks.collectors.spec import Api, Endpoint
@@ -21,9 +22,12 @@ __all__ = [
     "Cursor",
     "Endpoint",
     "Fetched",
+    "GoogleServiceAccount",
+    "GoogleUser",
     "Limit",
     "Link",
     "Number",
+    "OAuth2",
     "Offset",
     "Page",
     "Request",

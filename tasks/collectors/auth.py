@@ -14,6 +14,10 @@ Resolve = Callable[[str], str]
 class Auth(Protocol):
     """Adds credentials to the headers or parameters of one call, in place."""
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that it takes."""
+
     def apply(self, headers: dict[str, str], params: dict[str, str], resolve: Resolve) -> None:
         """Add them. Raises what `resolve` raises for a secret that is not there."""
 
@@ -25,7 +29,12 @@ class Bearer:
     secret: str
 
     def __post_init__(self) -> None:
-        _check_names("Bearer", self.secret)
+        check_names("Bearer", self.secret)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that this takes."""
+        return (self.secret,)
 
     def apply(self, headers: dict[str, str], params: dict[str, str], resolve: Resolve) -> None:
         """Set the Authorization header."""
@@ -42,11 +51,16 @@ class ApiKey:
     query: str | None = None
 
     def __post_init__(self) -> None:
-        _check_names("ApiKey", self.secret)
+        check_names("ApiKey", self.secret)
         if (self.header is None) == (self.query is None):
             raise ConfigurationError(
                 "ApiKey needs exactly one of `header` and `query`, which carries the key"
             )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that this takes."""
+        return (self.secret,)
 
     def apply(self, headers: dict[str, str], params: dict[str, str], resolve: Resolve) -> None:
         """Set the header or the parameter."""
@@ -64,7 +78,12 @@ class Basic:
     password: str
 
     def __post_init__(self) -> None:
-        _check_names("Basic", self.user, self.password)
+        check_names("Basic", self.user, self.password)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that this takes."""
+        return (self.user, self.password)
 
     def apply(self, headers: dict[str, str], params: dict[str, str], resolve: Resolve) -> None:
         """Set the Authorization header."""
@@ -78,7 +97,8 @@ def in_query(auth: Auth | None) -> str | None:
     return auth.query if isinstance(auth, ApiKey) else None
 
 
-def _check_names(kind: str, *names: str) -> None:
+def check_names(kind: str, *names: str) -> None:
+    """Names of secrets, and not secrets."""
     for name in names:
         if not name or not name.replace("_", "").isalnum():
             # The value is not shown: who writes a secret here by mistake does not want to read it in a log.

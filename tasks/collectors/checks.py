@@ -101,6 +101,17 @@ def fetch(endpoint: str, declared: "Endpoint") -> None:
             raise ConfigurationError(f"{endpoint}: {field} is of no use beside fetch, which makes the calls")
 
 
+def auth(api: str, auth: Any) -> Any:
+    """Credentials, and not their class or a secret itself."""
+    if auth is not None and (isinstance(auth, type) or not callable(getattr(auth, "apply", None))):
+        # The value is not shown: it may be a secret.
+        raise ConfigurationError(
+            f"{api}: auth is a {type(auth).__name__}, but has to be credentials, "
+            "as in auth=Bearer('SHOP_TOKEN')"
+        )
+    return auth
+
+
 def path(api: str, path: Any) -> None:
     """An endpoint's path is there; a decorator without its brackets has the function in its place."""
     if not isinstance(path, str) or not path:

@@ -17,7 +17,7 @@ GROUP = "penstock.collectors"
 # Known without their entry points too, so that a source checkout works before it is installed.
 _NAMES = ("binance", "coinbase", "asana", "glassnode", "moralis", "lunarcrush", "x")
 SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in _NAMES}
-_API_SETTINGS = ("base_url", "limits", "breaker", "retry")
+_API_SETTINGS = ("base_url", "token_url", "limits", "breaker", "retry")
 
 
 def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str, Api]:

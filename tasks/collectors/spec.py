@@ -23,10 +23,11 @@ from sqlalchemy import Table
 from resilience.errors import ConfigurationError, PenstockError
 from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors import checks
-from tasks.collectors.auth import Auth
+from tasks.collectors.auth import Auth, check_names
 from tasks.collectors.checks import BreakerPer
 from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Symbols, Weight
 from tasks.collectors.fields import duration
+from tasks.collectors.oauth import TokenAuth
 from tasks.collectors.paging import Cursor, Paging, Single
 from tasks.collectors.rows import Where
 from tasks.collectors.rules import RESTART, Rule, classify
@@ -50,6 +51,7 @@ class Api:
     `limits` and `rules` are what its documentation says; an endpoint may add limits of its own. A rule of the
     Api comes before the built-in reading of a status. `timeout` shortens the total time of a call. Each
     endpoint has a circuit of its own, with `breaker_per=("api",)` they share one, with both they have both.
+    `secret_headers` name the secrets that headers beside that of `auth` take their values from.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Api:
         rules: Sequence[Rule] = (),
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
+        secret_headers: Mapping[str, str] | None = None,
         breaker: BreakerPolicy | None = None,
         breaker_per: Sequence[BreakerPer] = ("endpoint",),
         retry: RetryPolicy | None = None,
@@ -74,8 +77,11 @@ class Api:
         self.host: str | None = None  # what messages say in place of a secret one
         self.limits = checks.limits(name, limits)
         self.rules = tuple(rules)
-        self.auth = auth
+        self.auth = checks.auth(name, auth)
+        self.account: str | None = None  # whose credentials `auth` has, where they are not those of the Api
         self.headers = MappingProxyType(dict(headers or {}))
+        self.secret_headers = MappingProxyType(dict(secret_headers or {}))
+        check_names(f"{name}: secret_headers", *self.secret_headers.values())
         self.breaker = breaker or BreakerPolicy()
         self.breaker_per = checks.breaker_per(name, breaker_per)
         self.retry = retry or RetryPolicy()
@@ -156,6 +162,11 @@ class Api:
 
         return register
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that a call takes."""
+        return (*(self.auth.secrets if self.auth is not None else ()), *self.secret_headers.values())
+
     def error_of(self, answer: Answer) -> PenstockError | None:
         """The error that this answer is, None for a good one. Reads status, headers and the first 4 KB."""
         return classify(self.name, self.rules, answer)
@@ -168,6 +179,7 @@ class Api:
         self,
         *,
         base_url: str | None = None,
+        token_url: str | None = None,
         limits: Sequence[str] = (),
         breaker: Mapping[str, Any] | None = None,
         retry: Mapping[str, Any] | None = None,
@@ -181,6 +193,10 @@ class Api:
         ConfigurationError for anything else.
         """
         changed = copy(self)
+        if token_url is not None:
+            if not isinstance(self.auth, TokenAuth):
+                raise ConfigurationError(f"{self.name} has no token_url: its auth fetches no tokens")
+            changed.auth = self.auth.at(token_url)
         checks.base_url(self.name, base_url or self.base_url)
         changed.base_url = (base_url or self.base_url).rstrip("/")
         changed.limits = _limits(self.limits, limits)

@@ -75,7 +75,8 @@ class Tier:
         own = copy(api)
         own.base_url = _address(self.name, self.base_url, resolve)
         own.host = f"the host of {self.base_url}"
-        own.auth, own.rules, own.headers = self.auth, (), MappingProxyType({})
+        own.auth, own.account, own.rules = self.auth, self.name, ()
+        own.headers = own.secret_headers = MappingProxyType({})
         return own
 
 

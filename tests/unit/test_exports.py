@@ -8,7 +8,7 @@ import pytest
 
 SURFACE = {
     "tasks.collectors": {
-        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
+        "GoogleServiceAccount", "GoogleUser", "OAuth2", "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
         "Limit", "Link", "Number", "Offset", "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit",
         "day", "iso", "ms", "number", "seconds", "whole",
     },
