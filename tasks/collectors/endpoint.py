@@ -48,7 +48,7 @@ Weight = float | Callable[[Unit], float]
 # A `Date` header names whole seconds, and servers keep one for a second: the true time is up to this later.
 DATE_LAG = timedelta(seconds=2)
 _KEY_MAX = 500  # characters, as in the records table
-_CHECKPOINT_MAX = 10_000  # characters, of a function's checkpoint
+_CHECKPOINT_MAX = 10_000  # characters: it is written with each page, and tokens go into the next address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -365,7 +365,11 @@ class Endpoint:
 
     def _following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         after = self.page.following(unit, checkpoint, reply)
-        return after | {"restarted": True} if after is not None and checkpoint.get("restarted") else after
+        if after is None:
+            return None
+        if len(json.dumps(after)) > _CHECKPOINT_MAX:
+            raise ValueError(f"where the next page is has more than {_CHECKPOINT_MAX} characters")
+        return after | {"restarted": True} if checkpoint.get("restarted") else after
 
     def _restart(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:
         first = self.first(unit)

@@ -40,7 +40,7 @@ def _if_there(read: Callable[[Any], Any], value: Any) -> Any:
     params={"chain": "{chain}", "order": "ASC"},
     page=Token(param="cursor", at="cursor", size_param="limit", size=100),
     rows="result",
-    cursor=Cursor("at", lag="10m", chunk="1d", param="from_date", until="to_date"),
+    cursor=Cursor("at", lag="10m", chunk="7d", param="from_date", until="to_date"),
     table=moralis_transfers,
     key=("chain", "transaction_hash", "log_index"),
     every="5m",

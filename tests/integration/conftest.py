@@ -332,6 +332,18 @@ def inbox(installation):
     kombu.pools.reset()
 
 
+# What the base URL of a collector has besides the host.
+PATHS = {
+    "asana": "/api/1.0",
+    "binance": "",
+    "coinbase": "",
+    "glassnode": "",
+    "lunarcrush": "/api4",
+    "moralis": "/api/v2.2",
+    "x": "/2",
+}
+
+
 class Fleet:
     """Runs as people ask for them: planned here, collected message by message through the inbox."""
 
@@ -344,9 +356,7 @@ class Fleet:
         from tasks.collectors.registry import collectors
         from tasks.limits import guard
 
-        bases = {api: self.upstream.base(api) for api in ("binance", "coinbase", "asana")}
-        bases["asana"] += "/api/1.0"
-        found = {api: {"base_url": base} for api, base in bases.items()}
+        found = {api: {"base_url": self.upstream.base(api) + path} for api, path in PATHS.items()}
         for name, table in (tables or {}).items():
             found[name] = found.get(name, {}) | table
         self.installation.configure("\n".join(map(_toml, found.items())), **variables)

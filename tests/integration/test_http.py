@@ -375,6 +375,56 @@ def test_a_body_without_end(client, encoding):
         get(client, server.url)
 
 
+HUGE_MIB = 200
+
+
+def _whole() -> Iterator[bytes]:
+    yield f"Content-Length: {HUGE_MIB << 20}\r\n\r\n".encode()
+    block = b"[" * (1 << 20)
+    yield from (block for _ in range(HUGE_MIB))
+
+
+def _chunked() -> Iterator[bytes]:
+    yield b"Transfer-Encoding: chunked\r\n\r\n"
+    block = b"100000\r\n" + b"[" * (1 << 20) + b"\r\n"
+    yield from (block for _ in range(HUGE_MIB))
+    yield b"0\r\n\r\n"
+
+
+def _packed() -> Iterator[bytes]:
+    import zlib
+
+    packer = zlib.compressobj(wbits=31)
+    block = b"[" * (1 << 20)
+    body = b"".join(packer.compress(block) for _ in range(HUGE_MIB)) + packer.flush()
+    yield f"Content-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("pieces", [_whole, _chunked, _packed], ids=["whole", "chunked", "packed"])
+def test_two_hundred_megabytes(pieces):
+    """Refused at the limit, with little more than the limit held in memory, however it is sent."""
+    import tracemalloc
+
+    def serve(peer: socket.socket, request: bytes) -> None:
+        peer.settimeout(20)
+        peer.sendall(b"HTTP/1.1 200 OK\r\n")
+        for piece in pieces():
+            peer.sendall(piece)
+
+    limit = 8 << 20
+    client = Client(secrets=SECRETS.__getitem__, call_timeout_s=60, max_body_bytes=limit)
+    with serving(serve) as server:
+        tracemalloc.start()
+        try:
+            with pytest.raises(BadPayloadError, match="larger than 8 MiB"):
+                get(client, server.url, timeout_s=60)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            client.close()
+    assert peak < limit + (8 << 20)
+
+
 def test_a_body_that_is_not_what_it_is_encoded_as(client):
     """Broken gzip is a bad payload and no connection error."""
     data = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nplop"

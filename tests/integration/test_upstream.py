@@ -543,7 +543,7 @@ def test_control_rejects_what_it_does_not_know(upstream, wanted):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/binance/klines", "/binance/api/v3/depth", "/kraken/0", "/control/kraken"]
+    "path", ["/", "/binance/klines", "/binance/api/v3/depth", "/bitfinex/0", "/control/bitfinex"]
 )
 def test_unknown_paths(http, upstream, path):
     """Only what is used is there."""

@@ -28,6 +28,25 @@ class Body:
 USDT = "0xdac17f958d2ee523a2206206994597c13d831ec7"
 
 BODIES = {
+    "asana.projects": Body(
+        {
+            "data": [
+                {
+                    "gid": "1200",
+                    "name": "Feed everybody",
+                    "archived": False,
+                    "owner": {"gid": "7", "resource_type": "user"},
+                    "created_at": "2026-01-01T00:00:00.000Z",
+                    "modified_at": "2026-01-02T03:04:05.678Z",
+                    "due_on": "2026-02-01",
+                    "notes": "",
+                    "permalink_url": "https://app.asana.com/0/1200",
+                }
+            ],
+            "next_page": None,
+        },
+        "1100",
+    ),
     "asana.tasks": Body(
         {
             "data": [
