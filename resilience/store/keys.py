@@ -1,10 +1,12 @@
 """The names of everything kept in the store. The API is the hash tag, so that one script touches one slot."""
 
+from resilience.store.layout import LAYOUT as _LAYOUT
+
 _PREFIX = "penstock"
 
 
 def circuit(api: str, name: str) -> str:
-    """Hash: the state of a circuit."""
+    """Packed (layout.py): the state of a circuit."""
     return f"{_PREFIX}:{{{api}}}:circuit:{name}"
 
 
@@ -24,7 +26,7 @@ def events(api: str) -> str:
 
 
 def bucket(api: str, name: str, sharer: str) -> str:
-    """Hash: a rate limit as the times to which it is used up."""
+    """Packed: a rate limit as the times to which it is used up."""
     return f"{_PREFIX}:{{{api}}}:bucket:{name}:{sharer}"
 
 
@@ -34,12 +36,12 @@ def seats(api: str, name: str, sharer: str) -> str:
 
 
 def window(api: str, name: str, sharer: str) -> str:
-    """Hash: what is used of a window or a budget, and of which."""
+    """Packed: what is used of a window or a budget, and of which."""
     return f"{_PREFIX}:{{{api}}}:window:{name}:{sharer}"
 
 
 def gate(api: str, sharer: str) -> str:
-    """Hash: until when the server wants to hear nothing from this sharer."""
+    """Packed: until when the server wants to hear nothing from this sharer."""
     return f"{_PREFIX}:{{{api}}}:gate:{sharer}"
 
 
@@ -54,10 +56,10 @@ def retries(api: str, name: str) -> str:
 
 
 def since(api: str) -> str:
-    """String: since when this store knows about every call to the API."""
-    return f"{_PREFIX}:{{{api}}}:since"
+    """String: since when this store knows about every call to the API, in the layout of today."""
+    return f"{_PREFIX}:{{{api}}}:since:{_LAYOUT}"
 
 
 def restored(api: str) -> str:
-    """String: this store was told what outlives it."""
-    return f"{_PREFIX}:{{{api}}}:restored"
+    """String: this store was told what outlives it, in the layout of today."""
+    return f"{_PREFIX}:{{{api}}}:restored:{_LAYOUT}"

@@ -8,7 +8,6 @@ is cancelled leaves its reply to be thrown away.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -30,9 +29,11 @@ from resilience.store import (
     Request,
     RetrySpec,
     Settled,
+    scripts,
+    wire,
 )
-from resilience.store import redis as wire
 from resilience.store.redis import RedisStore
+from resilience.store.scripts import Script
 
 
 class AsyncRedisStore:
@@ -50,32 +51,26 @@ class AsyncRedisStore:
 
     async def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
-        names = wire._admit_keys(self.store._wire(request.route), request)
-        return await self._answer(request, await self._run(wire._ADMIT, names, self._asked(request)))
+        return await self._answer(request, await self._run(scripts.ADMIT, self.store._admit_command(request)))
 
     async def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
-        route = self.store._wire(report.grant.request.route)
-        names, args = wire._settle_keys(route, report), self.store._settle_args(route, report)
-        return self.store._settled(report, *await self._run(wire._SETTLE, names, args))
+        reply = await self._run(scripts.SETTLE, self.store._settle_command(report))
+        return self.store._settled(report, reply)
 
     async def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
-        before, after = self.store._wire(report.grant.request.route), self.store._wire(request.route)
-        settled, admitted = await self._run(
-            wire._SETTLE_AND_ADMIT,
-            (*wire._settle_keys(before, report), *wire._admit_keys(after, request)),
-            (*self.store._settle_args(before, report), *self._asked(request)),
-        )
-        return self.store._settled(report, *settled), await self._answer(request, admitted)
+        command = self.store._settle_and_admit_command(report, request)
+        settled, admitted = wire.both_of(await self._run(scripts.SETTLE_AND_ADMIT, command))
+        return self.store._settled(report, settled), await self._answer(request, admitted)
 
     async def release(self, grant: Grant) -> None:
         """See `Store.release`."""
-        await self._run(wire._RELEASE, *wire._released(grant))
+        await self._run(scripts.RELEASE, self.store._release_command(grant))
 
     async def retry(self, spec: RetrySpec, earned_us: int) -> bool:
         """See `Store.retry`."""
-        return bool(await self._run(wire._RETRY, *wire._retried(spec, earned_us)))
+        return bool(await self._run(scripts.RETRY, self.store._retry_command(spec, earned_us)))
 
     async def circuits(self, specs: Sequence[CircuitSpec]) -> list[Reading]:
         """See `Store.circuits`."""
@@ -86,36 +81,29 @@ class AsyncRedisStore:
         if opening := self._links.pop(asyncio.get_running_loop(), None):
             (await opening).close()
 
-    def _asked(self, request: Request) -> Any:
-        return self.store._admit_args(self.store._wire(request.route), request)
-
-    async def _answer(self, request: Request, reply: list[Any]) -> Answer:
-        if reply[0] != b"lost":
-            return wire._answer(request, reply, self.store._actor)
+    async def _answer(self, request: Request, reply: Any) -> Answer:
+        if isinstance(reply, bytes) or reply[0] != scripts.LOST:
+            return self.store._answer(request, reply)
         await asyncio.to_thread(self.store._restore, request.route.circuits)
-        before = wire._changes(self.store._actor, *reply[1:])
-        answer = await self.admit(request)
-        return replace(answer, changes=before + answer.changes)
+        return self.store._after(reply, await self.admit(request))
 
-    async def _run(self, script: Any, names: Any, args: Any) -> Any:
-        rest = self.store._rest(names, args)
-        reply = await self._command(script.by_sha + rest)
+    async def _run(self, script: Script, command: bytes) -> Any:
+        reply = await self._command(command)
         if isinstance(reply, NoScriptError):
-            reply = await self._command(script.by_source + rest)
+            reply = await self._command(script.whole(command))
         if isinstance(reply, Exception):
             raise StoreUnavailableError(f"Redis did not answer: {reply}", cause=reply) from reply
         return reply
 
-    async def _command(self, words: Any) -> Any:
-        commands = [hiredis.pack_command(words)]
+    async def _command(self, command: bytes) -> Any:
         try:
             try:
-                return (await (await self._link()).ask(commands))[0]
+                return (await (await self._link()).ask([command]))[0]
             except RedisTimeoutError:
                 raise
             except RedisConnectionError:
                 # A connection dies with the server that held it; a new one tells whether it is back.
-                return (await (await self._link()).ask(commands))[0]
+                return (await (await self._link()).ask([command]))[0]
         except RedisError as error:
             raise StoreUnavailableError(f"Redis did not answer: {error}", cause=error) from error
 

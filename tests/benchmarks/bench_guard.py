@@ -89,7 +89,7 @@ class Recorded(RedisStore):
         self.sent = []
 
     def _ask(self, connection, command):
-        self.sent.append(b"".join(command))
+        self.sent.append(command)
         return super()._ask(connection, command)
 
 
@@ -117,8 +117,8 @@ def bare_calls(url):
         assert connection._sock.recv(4096).startswith(answer)
 
     def call():
-        ask(admit, b"*6\r\n$2\r\ngo\r\n")
-        ask(settle, b"*3\r\n")
+        ask(admit, b"$40\r\n")
+        ask(settle, b":0\r\n")
 
     return call
 

@@ -6,6 +6,7 @@ import sys
 import time
 from datetime import timedelta
 
+import hiredis
 import pytest
 import redis
 from redis.crc import key_slot
@@ -14,11 +15,10 @@ from redis.exceptions import RedisError
 from resilience.breaker import CircuitBreaker
 from resilience.circuits import Circuits
 from resilience.errors import StoreUnavailableError
-from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind
+from resilience.guard import Ask, CallResult, CircuitState, Go, Guard, Kind, Refuse, Wait
 from resilience.limiter import RateLimiter
 from resilience.policy import BreakerPolicy, Limit
-from resilience.store import EVENTS_KEPT, Ban, Move, Remembered, RetrySpec, Spent, keys
-from resilience.store import redis as redis_store
+from resilience.store import EVENTS_KEPT, Ban, Move, Override, Remembered, RetrySpec, Spent, keys, scripts
 from resilience.store.redis import RedisStore
 from tests.integration.conftest import SERVERS, start_redis
 
@@ -109,6 +109,27 @@ def test_small_of_every_kind(each_redis_url):
     assert sizes["seats"] <= 300  # with four of five taken; each is some 30 bytes
     assert sizes["bucket"] <= 600
     store.close()
+
+
+@pytest.mark.parametrize("kept", [b"\x00", bytes(60), "hash"])
+def test_state_of_another_layout_is_none(each_redis_url, kept):
+    """Left by another version: as if it had been lost. A bucket starts empty, who was forced stays so."""
+    guard, ask = guard_and_ask(each_redis_url)
+    every_question(guard, ask)
+    with redis.Redis.from_url(each_redis_url) as client:
+        for name in client.scan_iter("penstock:{a}:[cbg]*"):
+            client.delete(name)
+            client.hset(name, "state", "open") if kept == "hash" else client.set(name, kept)
+        client.rename(keys.since("a"), keys.since("a") + "0")
+    assert guard.circuits(ask.circuits)["c"].state is CircuitState.CLOSED
+    assert guard.store.limits([limit.spec for limit in ask.limits])[0].calls == 0
+    assert isinstance(guard.admit(ask), Wait)
+    forced = RedisStore(
+        each_redis_url, recall=lambda *_: Override(CircuitState.FORCED_OPEN, "ada", "it errs")
+    )
+    assert isinstance(Guard(forced).admit(ask), Refuse)
+    guard.store.close()
+    forced.close()
 
 
 def test_redis_away_and_back(tmp_path, missing_server):
@@ -239,17 +260,18 @@ def run_every_script(store):
 
 def test_one_slot_for_each_script(each_redis_url):
     """All keys of a script, whichever it is, have the hash tag of its API, so a cluster can run it."""
-    store, sent = RedisStore(each_redis_url), []
-    heal = store._heal
-    store._heal = lambda ask, several: sent.extend(several) or heal(ask, several)
+    store, sent = RedisStore(each_redis_url), hiredis.Reader()
+    ask, ask_all = store._ask, store._ask_all
+    store._ask = lambda connection, command: sent.feed(command) or ask(connection, command)
+    store._ask_all = lambda connection, several: sent.feed(b"".join(several)) or ask_all(connection, several)
     run_every_script(store)
     store.close()
     slots = {}
-    for name, script, count, *words in sent:
-        if name == "EVALSHA":
-            slots.setdefault(script, set()).update(key_slot(word.encode()) for word in words[:count])
-    scripts = [each for each in vars(redis_store).values() if isinstance(each, redis_store._Script)]
-    assert set(slots) == {script.by_sha[1] for script in scripts}
+    while words := sent.gets():
+        if words[0] == b"EVALSHA":
+            slots.setdefault(words[1], set()).update(key_slot(word) for word in words[3 : 3 + int(words[2])])
+    known = [each for each in vars(scripts).values() if isinstance(each, scripts.Script)]
+    assert {scripts.bulk(b"EVALSHA", sha) for sha in slots} == {script.by_sha for script in known}
     assert all(seen == {key_slot(b"a")} for seen in slots.values())
 
 

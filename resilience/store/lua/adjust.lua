@@ -1,13 +1,14 @@
 -- adjust(): run a bucket at a share of its rate, until told otherwise.
 --
 -- KEYS      bucket
--- ARGV      start; factor
+-- numbers   start; factor
 -- returns   nothing
 
 local function adjust()
-  local p = read_pace(key(), number())
-  local before = stretch(p)
-  p.factor = number()
-  count_change(p, before)
-  save_pace(p, KEPT_FACTOR_US / 1000)
+  local b = load_bucket(key())
+  b.start, b.ttl = number(), KEPT_FACTOR_US / 1000
+  local before = stretch(b)
+  b.factor = number()
+  count_change(b, before)
+  keep_bucket(b)
 end

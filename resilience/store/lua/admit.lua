@@ -1,37 +1,41 @@
 -- admit(): may one call start now? Nothing is spent unless every circuit, gate, seat, window and bucket agrees.
 --
 -- KEYS      events   stream: the transitions of the API's circuits
---           ticket   hash: issued, end, and bucket key → slot; all µs
 --           since    string: since when all calls are known, µs
 --           restored string: this store was told what outlives it
 --           circuit and permits for each circuit; each gate; each sorted set of seats; each window; each bucket
--- ARGV      id, patience_us, since_ttl_ms, flags (1 it has a ticket, 2 it is live, 4 there is a ledger, 8 the
---           asker can recall circuits); number of circuits and each (circuit.lua); number of gates; number of sets
---           of seats and for each: seats, lease_us; number of windows and each (window.lua); number of buckets and
+--           ticket   hash: issued, end, and bucket key → slot; all µs. It is the last one
+-- texts     id
+-- numbers   patience_us, flags (1 it has a ticket, 2 it is live, 4 there is a ledger, 8 the asker can recall
+--           circuits), since_ttl_ms; number of circuits and each (circuit.lua); number of gates; number of sets of
+--           seats and for each: seats, lease_us; number of windows and each (window.lua); number of buckets and
 --           each (bucket.lua)
--- returns   {"go", now, changes, {era · 2 + permit, …}, {started, booked or 0, cost, …}, {begin of each window}}
---           {"wait", now, changes, wait_us, with_ticket, reason, index}
---           {"lost", now, changes}: nothing is known of a circuit, and the asker recalls what was decided
---           {"refuse", now, changes, index, state, until_us, failures}
---           {"restore", now, changes}
---           {"write", now, changes, index of a window, begin_us, wanted}
+-- returns   where the call may start and no circuit has turned, numbers of 8 bytes in one string: now; for each
+--           circuit era · 2 + permit; for each bucket started, booked or 0, cost; for each window its begin
+--           {GO, now, changes, such a string}
+--           {WAIT, now, changes, wait_us, with_ticket, reason, index}
+--           {LOST, now, changes}: nothing is known of a circuit, and the asker recalls what was decided
+--           {REFUSE, now, changes, index, state, until_us, failures}
+--           {RESTORE, now, changes}
+--           {WRITE, now, changes, index of a window, begin_us, wanted}
 --           changes: index, old, new, reason, … flat
 
 local function read_request()
   events = key()
-  local r = {ticket = key(), since = key(), restored = key(), id = text(), patience = number(),
-    since_ttl = number(), changes = {}, circuits = {}, gates = {}, seats = {}, windows = {}, buckets = {}, slow = 1}
-  local flags = number()
+  local r = {since = key(), restored = key(), ticket = KEYS[#KEYS], id = text(), changes = {}, circuits = {},
+    gates = {}, seats = {}, windows = {}, buckets = {}, slow = 1}
+  local flags, circuits
+  r.patience, flags, r.since_ttl, circuits, at = struct.unpack("<dddd", figures, at)
   r.has_ticket, r.live, r.ledger, r.recalls = flags % 2 == 1, flags % 4 > 1, flags % 8 > 3, flags > 7
-  if r.ledger and redis.call("EXISTS", r.restored) == 0 then return r, {"restore", now, r.changes} end
-  for i = 1, number() do
+  if r.ledger and redis.call("EXISTS", r.restored) == 0 then return r, {RESTORE, now, r.changes} end
+  for i = 1, circuits do
     local c = read_circuit(i - 1)
     r.lost = r.lost or r.recalls and c.missing
     wake(c, r.changes)
     r.slow = math.max(r.slow, slowdown(c))
     r.circuits[i] = c
   end
-  for i = 1, number() do r.gates[i] = read_gate(key()) end
+  for i = 1, number() do r.gates[i] = load_gate(key()) end
   for i = 1, number() do r.seats[i] = {key = key(), seats = number(), lease = number()} end
   for i = 1, number() do r.windows[i] = read_window() end
   for i = 1, number() do r.buckets[i] = read_bucket(i - 1, r.gates, r.slow) end
@@ -46,19 +50,18 @@ local function known_since(r)
 end
 
 local function wait(r, wait_us, with_ticket, reason, index)
-  return {"wait", now, r.changes, wait_us, with_ticket and 1 or 0, reason, index}
+  return {WAIT, now, r.changes, wait_us, with_ticket and 1 or 0, reason, index}
 end
 
 local function circuits_say(r)
-  if r.lost then return {"lost", now, r.changes} end
+  if r.lost then return {LOST, now, r.changes} end
   for _, c in ipairs(r.circuits) do
-    if c.state == "open" or c.state == "forced_open" then
-      local till = c["until"] > 0 and c["until"] or now + policy(c).open
-      return {"refuse", now, r.changes, c.index, c.state, till, c.failures}
+    if c.state == OPEN or c.state == FORCED_OPEN then
+      return {REFUSE, now, r.changes, c.index, c.state, c.till > 0 and c.till or now + policy(c).open, c.failures}
     end
   end
   for _, c in ipairs(r.circuits) do
-    if c.state == "half_open" and free_permits(c) == 0 then
+    if c.state == HALF_OPEN and free_permits(c) == 0 then
       return wait(r, PERMIT_WAIT_US, r.has_ticket, "half_open", c.index)
     end
   end
@@ -66,8 +69,8 @@ end
 
 local function gates_say(r)
   for i, gate in ipairs(r.gates) do
-    if now < gate["until"] then
-      return wait(r, gate["until"] - now, false, now < gate.banned and "ban" or "gate", i - 1)
+    if now < gate.till then
+      return wait(r, gate.till - now, false, now < gate.banned and "ban" or "gate", i - 1)
     end
   end
 end
@@ -91,10 +94,10 @@ local function windows_say(r)
     if w.missing and not w.saved and known_since(r) > w.begin then w.used = w.amount end
     if r.live and w.share < 1 then
       w.live = now
-      save_window(w)
+      keep_window(w)
     end
     if not fits(w, r.live) then
-      return wait(r, w["end"] - now, r.has_ticket, w.saved and "budget" or "window", i - 1)
+      return wait(r, w.finish - now, r.has_ticket, w.saved and "budget" or "window", i - 1)
     end
   end
 end
@@ -106,10 +109,10 @@ local function ledger_says(r)
     local most = w.used + w.cost
     if w.saved and most > w.written then
       for _, b in ipairs(r.buckets) do
-        if b.seen or b.missing then save_bucket(b) end
+        if b.seen or b.missing then keep_bucket(b) end
       end
       local wanted = math.min(math.max(w.block, most - w.written), w.amount - w.written)
-      return {"write", now, r.changes, i - 1, w.begin, wanted}
+      return {WRITE, now, r.changes, i - 1, w.begin, wanted}
     end
   end
 end
@@ -171,7 +174,7 @@ local function buckets_say(r)
   local booking = r.live and not binding.slot and longest <= r.patience
   if booking then book(r, binding, longest) end
   for _, b in ipairs(r.buckets) do
-    if b.seen or b.missing or (booking and b == binding) then save_bucket(b) end
+    if b.seen or b.missing or (booking and b == binding) then keep_bucket(b) end
   end
   return wait(r, longest, booking or slots.issued, "rate", binding.index)
 end
@@ -185,35 +188,36 @@ local function spend(b, live)
     local cost, room = backfill_pace(b)
     b.backfill = math.min(math.max(b.backfill, now) + cost, now + room)
   end
-  save_bucket(b)
+  keep_bucket(b)
 end
 
 local function start(r)
-  local eras, slots, periods = {}, {}, {}
-  for i, c in ipairs(r.circuits) do
-    local permit = c.state == "half_open"
+  local grant = struct.pack("<i8", now)
+  for _, c in ipairs(r.circuits) do
+    local permit = c.state == HALF_OPEN
     if permit then
       redis.call("ZREMRANGEBYSCORE", c.permits, "-inf", now)
       redis.call("ZADD", c.permits, now + policy(c).lease, r.id)
       keep(c.permits)
     end
-    eras[i] = c.era * 2 + (permit and 1 or 0)
+    grant = grant .. struct.pack("<i8", c.era * 2 + (permit and 1 or 0))
   end
   for _, seat in ipairs(r.seats) do
     redis.call("ZADD", seat.key, now + seat.lease, r.id)
     keep(seat.key)
   end
-  for i, w in ipairs(r.windows) do
-    w.used, w.calls = w.used + w.cost, w.calls + 1
-    save_window(w)
-    periods[i] = w.begin
-  end
-  for i, b in ipairs(r.buckets) do
+  for _, b in ipairs(r.buckets) do
     spend(b, r.live)
-    slots[3 * i - 2], slots[3 * i - 1], slots[3 * i] = b.started, b.slot and 0 or b.booked, b.cost
+    grant = grant .. struct.pack("<i8i8i8", b.started, b.slot and 0 or b.booked, b.cost)
+  end
+  for _, w in ipairs(r.windows) do
+    w.used, w.calls = w.used + w.cost, w.calls + 1
+    keep_window(w)
+    grant = grant .. struct.pack("<i8", w.begin)
   end
   if r.has_ticket then redis.call("DEL", r.ticket) end
-  return {"go", now, r.changes, eras, slots, periods}
+  if #r.changes == 0 then return grant end
+  return {GO, now, r.changes, grant}
 end
 
 local function admit()

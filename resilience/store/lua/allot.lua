@@ -1,7 +1,7 @@
 -- allot(): so much more of a budget is written down; nothing more when nothing is left.
 --
 -- KEYS      window
--- ARGV      the window (window.lua); begin_us; amount
+-- numbers   the window (window.lua); begin_us; amount
 -- returns   nothing
 
 local function allot()
@@ -10,5 +10,5 @@ local function allot()
   if begin ~= w.begin then return end
   w.written = w.written + amount
   if amount == 0 then w.used = math.max(w.used, w.amount) end
-  save_window(w)
+  keep_window(w)
 end

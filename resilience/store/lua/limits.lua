@@ -1,14 +1,13 @@
 -- limits(): what is kept of limits. Writes nothing.
 --
 -- KEYS      gate and limit for each
--- ARGV      number of limits; for each 1 where it is a sorted set of seats
--- returns   {now, {gate closed, until, banned, violations}, fields and values of the hash, or the ends of the leases taken; …}
+-- numbers   number of limits; for each 1 where it is a sorted set of seats
+-- returns   now, then for each its gate, packed, and the limit, packed, or the ends of the leases taken
 
 local function limits()
   local seen = {now}
   for _ = 1, number() do
-    local gate = read_gate(key())
-    seen[#seen + 1] = {gate.closed, gate["until"], gate.banned, gate.violations}
+    seen[#seen + 1] = fetch(key()) or ""
     if number() == 1 then
       local ends = {}
       for at, value in ipairs(redis.call("ZRANGE", key(), 0, -1, "WITHSCORES")) do
@@ -16,7 +15,7 @@ local function limits()
       end
       seen[#seen + 1] = ends
     else
-      seen[#seen + 1] = redis.call("HGETALL", key())
+      seen[#seen + 1] = fetch(key()) or ""
     end
   end
   return seen

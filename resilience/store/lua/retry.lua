@@ -1,7 +1,7 @@
 -- retry(): may one more call of the fleet be a retry?
 --
 -- KEYS      the budget, a string: until when it is used up, µs (as a bucket: now is all of it left)
--- ARGV      unit_us, which earns one retry; room_us, which are saved at most; earned_us, which comes in
+-- numbers   unit_us, which earns one retry; room_us, which are saved at most; earned_us, which comes in
 -- returns   1 and takes one, or 0
 
 local function retry()
