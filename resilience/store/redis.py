@@ -1,7 +1,7 @@
 """The store in Redis: every decision is one script, on the clock of Redis.
 
-A command costs ten times more in the client than in Redis, so a connection is used directly: a write and a
-read per decision. Losing a connection is healed once; if Redis is away, `StoreUnavailableError` says so.
+A command costs ten times more in a client than in Redis, so a connection is used directly (line.py): a write
+and a read per decision. A lost connection is healed once; if Redis is away, `StoreUnavailableError` says so.
 """
 
 import os
@@ -49,6 +49,7 @@ from resilience.store import (
     this_process,
     wire,
 )
+from resilience.store.line import Line
 from resilience.store.memory import wall_clock_us
 from resilience.store.scripts import Script, bulk, numbers
 from resilience.store.wire import DAY_MS, Wire, flat, moment, move_keys, policy, ttl_ms, window_terms
@@ -90,7 +91,7 @@ class RedisStore:
         self._now_us = now_us
         self._recall = recall
         self._named = actor
-        self._idle: deque[Any] = deque()
+        self._idle: deque[Line] = deque()
         self._wires: WeakKeyDictionary[Route, Wire] = WeakKeyDictionary()
         self._begin()
 
@@ -248,7 +249,7 @@ class RedisStore:
     def close(self) -> None:
         """Drop the connections; the next question opens one again."""
         while self._idle:
-            self._idle.pop().disconnect()
+            self._idle.pop().close()
 
     def _about_us(self) -> int:
         """The time by our own clock; it only has to tell yesterday from tomorrow."""
@@ -297,10 +298,10 @@ class RedisStore:
         return script.command(names, who, figures, *[text.encode() for text in texts])
 
     def _run(self, script: Script, command: bytes) -> Any:
-        try:
-            return self._heal(self._ask, command)
-        except NoScriptError:
-            return self._heal(self._ask, script.whole(command))
+        reply = self._heal(self._ask, command)
+        if isinstance(reply, NoScriptError):
+            reply = self._heal(self._ask, script.whole(command))
+        return _said(reply)
 
     def _run_all(self, script: Script, commands: Sequence[bytes]) -> list[Any]:
         """Run a script several times in one message."""
@@ -310,51 +311,48 @@ class RedisStore:
         for index, (command, reply) in enumerate(zip(commands, replies, strict=True)):
             if isinstance(reply, NoScriptError):
                 replies[index] = self._heal(self._ask, script.whole(command))
-        return replies
+        return [_said(reply) for reply in replies]
 
     def _command(self, words: tuple[str | float, ...]) -> Any:
         # hiredis' stub speaks of tuples of one.
-        return self._heal(self._ask, hiredis.pack_command(words))  # type: ignore[arg-type]
+        return _said(self._heal(self._ask, hiredis.pack_command(words)))  # type: ignore[arg-type]
 
-    def _heal(self, ask: Callable[[Any, Any], Any], command: Any) -> Any:
+    def _heal(self, ask: Callable[[Line, Any], Any], command: Any) -> Any:
         try:
             try:
-                return ask(self._connection(), command)
+                return ask(self._line(), command)
             except RedisTimeoutError:
                 raise
             except RedisConnectionError:
                 # Idle connections die with the server that held them; a new one tells whether it is back.
                 self.close()
-                return ask(self._pool.make_connection(), command)
-        except NoScriptError:
-            raise
+                return ask(self._open(), command)
         except RedisError as error:
-            raise StoreUnavailableError(f"Redis did not answer: {error}", cause=error) from error
+            raise _away(error) from error
 
-    def _connection(self) -> Any:
+    def _line(self) -> Line:
         self._notice_fork()
         try:
             return self._idle.pop()
         except IndexError:
-            return self._pool.make_connection()
+            return self._open()
+
+    def _open(self) -> Line:
+        return Line.open(self._pool, self._timeout_s)
 
     def _notice_fork(self) -> None:
         if self._pid != os.getpid():
             self._begin()
 
-    def _ask(self, connection: Any, command: bytes) -> Any:
-        connection.send_packed_command([command])
-        try:
-            return connection.read_response()
-        finally:
-            self._idle.append(connection)
+    def _ask(self, line: Line, command: bytes) -> Any:
+        reply = line.ask(command)
+        self._idle.append(line)
+        return reply
 
-    def _ask_all(self, connection: Any, commands: Sequence[bytes]) -> list[Any]:
-        connection.send_packed_command([b"".join(commands)])
-        try:
-            return [_reply_of(connection) for _ in commands]
-        finally:
-            self._idle.append(connection)
+    def _ask_all(self, line: Line, commands: Sequence[bytes]) -> list[Any]:
+        replies = line.ask_all(commands)
+        self._idle.append(line)
+        return replies
 
     def _settled(self, report: Report, reply: Any) -> Settled:
         if reply == 0:
@@ -379,9 +377,11 @@ class RedisStore:
         return replace(answer, changes=wire.changes_of(self._actor, *lost[1:]) + answer.changes)
 
 
-def _reply_of(connection: Any) -> Any:
-    """The next reply; an unknown script is one too, so that the others are read."""
-    try:
-        return connection.read_response()
-    except NoScriptError as error:
-        return error
+def _said(reply: Any) -> Any:
+    if isinstance(reply, RedisError):
+        raise _away(reply) from reply
+    return reply
+
+
+def _away(error: RedisError) -> StoreUnavailableError:
+    return StoreUnavailableError(f"Redis did not answer: {error}", cause=error)

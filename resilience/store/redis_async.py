@@ -16,7 +16,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from resilience.errors import StoreUnavailableError
@@ -32,6 +32,7 @@ from resilience.store import (
     scripts,
     wire,
 )
+from resilience.store.line import error_of
 from resilience.store.redis import RedisStore
 from resilience.store.scripts import Script
 
@@ -143,7 +144,7 @@ class Link(asyncio.Protocol):
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._parser = hiredis.Reader(replyError=_error)
+        self._parser = hiredis.Reader(replyError=error_of)
         self._asked: deque[_Question] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._connection: Any = None
@@ -211,7 +212,3 @@ class Link(asyncio.Protocol):
             future = self._asked.popleft().future
             if not future.done():
                 future.set_exception(error)
-
-
-def _error(text: str) -> Exception:
-    return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
