@@ -79,6 +79,10 @@ _ROUTES_KEPT = 4096
 # Looking a member up in its enum is slow in Python 3.11.
 _LIVE = Lane.LIVE
 _PACING = frozenset({Kind.THROTTLED, Kind.BANNED})
+_WANTED = (
+    Unrestored,
+    Unwritten,
+)  # what a store wants to be done first; a union would be made anew every time
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +315,7 @@ class Guard:
     def _verdict(self, ask: Ask, request: Request, answer: Answer) -> Verdict:
         """Do what the store asks for first, and ask again until it decides."""
         self._tell(ask, answer.changes)
-        while isinstance(answer, Unrestored | Unwritten):
+        while isinstance(answer, _WANTED):
             self._do(ask, answer)
             answer = self.store.admit(request)
             self._tell(ask, answer.changes)
@@ -394,9 +398,9 @@ def unheard(error: StoreUnavailableError) -> None:
 
 
 def _verdict(ask: Ask, answer: Answer) -> Verdict:
+    if isinstance(answer, Grant):
+        return Go(Lease(ask, answer))
     match answer:
-        case Grant():
-            return Go(Lease(ask, answer))
         case Delay():
             return Wait(answer.wait_us / 1e6, answer.ticket, answer.reason, answer.key)
         case Unrestored() | Unwritten():  # pragma: no cover - answered before

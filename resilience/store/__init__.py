@@ -278,12 +278,14 @@ class Route:
         return tuple(keys.gate(self.api, sharer) for sharer in self.gates)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """May one call start? `id` is new for each request; `ticket` is what an earlier answer gave.
 
     No place is reserved for a call that has to wait longer than `patience_us`. With `ledger` the store first
     asks to be told what it has forgotten, and spends of a budget only what is written down.
+
+    One is made for every call, as are a grant and a report: to freeze it takes longer than to fill it.
     """
 
     route: Route
@@ -307,7 +309,7 @@ class Change:
     actor: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grant:
     """It may. `eras` and `permits` run along the route's circuits, `slots` and `costs` along its rates.
 
@@ -421,7 +423,7 @@ class Told:
     reset_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """How a granted call ended (a latency of 0 is not known), what the server said of its limits, and what
     its error speaks of.

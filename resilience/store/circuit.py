@@ -29,7 +29,7 @@ _BLOCKING = {CircuitState.OPEN, CircuitState.FORCED_OPEN}
 _FORCED = {CircuitState.FORCED_OPEN, CircuitState.DISABLED}
 # Looking a member up in its enum costs as much as the rest of the line, in Python 3.11.
 _CLOSED, _HALF_OPEN = CircuitState.CLOSED, CircuitState.HALF_OPEN
-_FAILURE, _THROTTLED = Kind.FAILURE, Kind.THROTTLED
+_SUCCESS, _FAILURE, _THROTTLED = Kind.SUCCESS, Kind.FAILURE, Kind.THROTTLED
 _TELLING = {Kind.SUCCESS, _FAILURE}
 
 
@@ -110,6 +110,16 @@ class Circuit:
         since_us = now - self.closed_us
         return 4 if since_us < spec.step_us else 2 if since_us < 2 * spec.step_us else 1
 
+    def is_plain(self, spec: CircuitSpec, report: Report, index: int) -> bool:
+        """Whether a success of this report is only counted, as most are."""
+        grant = report.grant
+        return (
+            self.state is _CLOSED
+            and self.era == grant.eras[index]
+            and not grant.permits[index]
+            and not is_slow(spec, report)
+        )
+
     def learn(self, spec: CircuitSpec, call: "Call", turning: "Turning") -> None:
         """A call of an earlier era, or one whose permit has run out, is counted and says nothing else."""
         current = self._is_current(spec, call, turning.now)
@@ -125,7 +135,7 @@ class Circuit:
             self.failures += 1
         elif self.state is not _HALF_OPEN:
             self.failures = 0
-        self._count(spec, turning.now, failed=failed, slow=call.slow)
+        self.count(spec, turning.now, failed=failed, slow=call.slow)
         if self.state is _HALF_OPEN:
             self._learn_from_probe(spec, call, turning, bad=failed or call.slow)
         elif self.state is _CLOSED:
@@ -166,7 +176,7 @@ class Circuit:
         self.figures.failures += failed
         self.figures.successes += not failed
 
-    def _count(self, spec: CircuitSpec, now: int, *, failed: bool, slow: bool) -> None:
+    def count(self, spec: CircuitSpec, now: int, *, failed: bool, slow: bool) -> None:
         """Count a call; slices are reused in a ring."""
         self._add(failed=failed)
         if failed:
@@ -307,7 +317,10 @@ class CircuitTable:
         """Why the circuits do not let this call start, if they do not."""
         specs = request.route.circuits
         circuits = [self.of(spec) for spec in specs]
-        if all(circuit.state is _CLOSED for circuit in circuits):
+        for circuit in circuits:
+            if circuit.state is not _CLOSED:
+                break
+        else:
             return None
         for index, circuit in enumerate(circuits):
             if circuit.state in _BLOCKING:
@@ -342,10 +355,16 @@ class CircuitTable:
             self.of(spec).permits.pop(id_, None)
 
     def learn(self, report: Report, now: int) -> tuple[Change, ...]:
-        turning = Turning(now, self._actor, self.log)
-        for index, spec in enumerate(report.grant.request.route.circuits):
-            self.of(spec).learn(spec, Call.of(report, index, spec), turning.at(index, spec))
-        return tuple(turning.changes)
+        turning, grant = None, report.grant
+        for index, spec in enumerate(grant.request.route.circuits):
+            circuit = self.of(spec)
+            if report.kind is _SUCCESS and circuit.is_plain(spec, report, index):
+                circuit.failures = 0
+                circuit.count(spec, now, failed=False, slow=False)
+                continue
+            turning = turning or Turning(now, self._actor, self.log)
+            circuit.learn(spec, Call.of(report, index, spec), turning.at(index, spec))
+        return tuple(turning.changes) if turning else ()
 
     def read(self, spec: CircuitSpec, now: int) -> Reading:
         """Nobody watches the clock: a state whose time is over has changed when it was over."""

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
@@ -55,6 +56,8 @@ def wall_clock_us() -> int:
 
 
 _NOTHING_SETTLED = Settled()
+_NOBODY: frozenset[str] = frozenset()
+_SUCCESS = Kind.SUCCESS  # looking it up is slow in Python 3.11
 _TELLING = frozenset({Kind.SUCCESS, Kind.THROTTLED, Kind.BANNED})
 _PACING = {Kind.THROTTLED, Kind.BANNED}
 
@@ -263,10 +266,11 @@ class MemoryStore:
         )
 
     def _gate_delay(self, route: Route, now: int) -> Delay | None:
-        for sharer, key in zip(route.gates, route.gate_keys, strict=True):
-            gate = self._gate(key)
-            if now < gate.until_us:
-                return Delay(gate.until_us - now, None, "ban" if now < gate.banned_us else "gate", sharer)
+        for index, key in enumerate(route.gate_keys):
+            gate = self._gates.get(key)
+            if gate is not None and now < gate.until_us:
+                reason = "ban" if now < gate.banned_us else "gate"
+                return Delay(gate.until_us - now, None, reason, route.gates[index])
         return None
 
     def _seat_delay(self, request: Request, now: int) -> Delay | None:
@@ -401,14 +405,16 @@ class MemoryStore:
         self._correct(report, now)
         return Settled(changes, bans) if changes or bans else _NOTHING_SETTLED
 
-    def _learn_pace(self, report: Report, cut: set[str], now: int) -> None:
+    def _learn_pace(self, report: Report, cut: AbstractSet[str], now: int) -> None:
         told = {each.index: each for each in report.told}
         for index, spec in enumerate(report.grant.request.route.rates):
             self._pace(spec).learn(spec, report, told.get(index), now, cut=spec.sharer in cut)
 
-    def _hear(self, report: Report, now: int) -> tuple[tuple[Ban, ...], set[str]]:
+    def _hear(self, report: Report, now: int) -> tuple[tuple[Ban, ...], AbstractSet[str]]:
         """Close the gates; which bans that has made, and who was told of a limit that nobody knew."""
         route = report.grant.request.route
+        if report.kind is _SUCCESS and not self._has_strikes(route):
+            return (), _NOBODY
         bans: list[Ban] = []
         cut: set[str] = set()
         if report.kind not in _TELLING:
@@ -423,6 +429,13 @@ class MemoryStore:
             if gate.banned_us != banned:
                 bans.append(Ban(sharer, gate.banned_us, gate.bans))
         return tuple(bans), cut
+
+    def _has_strikes(self, route: Route) -> bool:
+        for key in route.gate_keys:
+            gate = self._gates.get(key)
+            if gate is not None and gate.strikes:
+                return True
+        return False
 
     def _correct(self, report: Report, now: int) -> None:
         route = report.grant.request.route

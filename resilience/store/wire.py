@@ -55,7 +55,8 @@ from resilience.store.window import Window
 
 DAY_MS = DAY_US // 1000
 _WEIGHTS_KEPT = 64
-_BANNED, _THROTTLED = Kind.BANNED, Kind.THROTTLED  # looking them up is slow in Python 3.11
+# Looking them up is slow in Python 3.11.
+_SUCCESS, _BANNED, _THROTTLED = Kind.SUCCESS, Kind.BANNED, Kind.THROTTLED
 _ASKED = struct.Struct("<dd")
 _MOMENT = struct.Struct("<d")
 _NOTHING_LEARNED = numbers((0, 0, 0))  # no bucket learns; no window and no bucket was told of
@@ -86,7 +87,7 @@ class Wire:
     def __init__(self, route: Route, *, recalls: bool, about_us: Callable[[], int]) -> None:
         self._route = ref(route)  # the store keeps this as long as the route lives, which it must not prolong
         self._recalls, self._about_us = 8 * recalls, about_us
-        self._sizes = len(route.circuits), len(route.rates), len(route.windows)
+        self._circuits, self._has_windows = len(route.circuits), bool(route.windows)
         circuits, events = circuit_keys(route.circuits), keys.events(route.api)
         seats, windows = [spec.key for spec in route.seats], [spec.key for spec in route.windows]
         buckets, heard = [spec.key for spec in route.rates], route.gate_keys[: route.heard]
@@ -101,7 +102,10 @@ class Wire:
         known = _since_ttl(route), len(route.circuits), *policies
         self._terms = numbers((*known, len(route.gates), len(seats), *lent))
         self._rates: dict[float, bytes] = {}
-        self._granted = struct.Struct(f"<{1 + len(route.circuits) + 3 * len(buckets) + len(windows)}q")
+        eras, costs, periods = len(route.circuits), len(buckets), len(windows)
+        self._granted = struct.Struct(f"<{1 + eras + costs + periods + 2 * costs}q")
+        self._parts = 1 + eras, 1 + eras + costs, 1 + eras + costs + periods
+        self._no_permits = (False,) * eras
 
         self._learning = [spec for spec in route.rates if spec.adaptive]
         self._learned = Names.of((events, *circuits, *heard, *seats, *[spec.key for spec in self._learning]))
@@ -153,19 +157,25 @@ class Wire:
             *(len(id_), id_, len(next_id), next_id),
         )
 
-    def granted(self, request: Request, packed: bytes, changes: tuple[Change, ...] = ()) -> Grant:
+    def granted(
+        self,
+        request: Request,
+        packed: bytes,
+        permits: Sequence[int] | None = None,
+        changes: tuple[Change, ...] = (),
+    ) -> Grant:
         """What `admit` said of a call that may start."""
-        circuits, rates, _ = self._sizes
-        now, *found = self._granted.unpack(packed)
-        eras, slots = found[:circuits], found[circuits : circuits + 3 * rates]
+        found = self._granted.unpack(packed)
+        costs_at, periods_at, slots_at = self._parts
+        slots = found[slots_at:]
         return Grant(
             request,
-            now,
-            tuple([era // 2 for era in eras]),
-            tuple([era % 2 == 1 for era in eras]),
-            tuple(zip(slots[::3], slots[1::3], strict=True)),
-            tuple(slots[2::3]),
-            tuple(found[circuits + 3 * rates :]),
+            found[0],
+            found[1:costs_at],
+            self._no_permits if permits is None else tuple(map(bool, permits)),
+            tuple(zip(slots[::2], slots[1::2], strict=True)),
+            found[costs_at:periods_at],
+            found[periods_at:slots_at],
             changes,
         )
 
@@ -177,7 +187,7 @@ class Wire:
         """The numbers of a call that wants to start."""
         flags = (request.ticket is not None) + 2 * request.live + 4 * request.ledger + self._recalls
         rates = self._rates.get(request.weight) or self._rates_of(request.weight)
-        windows = self._windows_of(request.weight) if self._sizes[2] else _NO_WINDOWS
+        windows = self._windows_of(request.weight) if self._has_windows else _NO_WINDOWS
         return b"%b%b%b%b" % (_ASKED.pack(request.patience_us, flags), self._terms, windows, rates)
 
     def _rates_of(self, weight: float) -> bytes:
@@ -194,20 +204,24 @@ class Wire:
 
     def _says(self, report: Report) -> tuple[Names, bytes]:
         """The names and numbers of a call's end."""
-        grant, kind, told = report.grant, report.kind, report.told
+        kind, told = report.kind, report.told
         retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
-        route = grant.request.route
         ended = self._ended.pack(
-            *(KINDS[kind], grant.started_us, retry_after_us, report.latency_us),
-            *(self._sizes[0], *_marks(route, report)),
+            0 if kind is _SUCCESS else KINDS[kind],
+            report.grant.started_us,
+            retry_after_us,
+            report.latency_us,
+            self._circuits,
+            *_marks(report),
         )
         names, heard, specs = self._learned, self._heard, self._learning
         if kind is _THROTTLED:
-            names, specs = self._learned_of_429, list(route.rates)
+            names, specs = self._learned_of_429, list(self.route.rates)
         elif kind is _BANNED:
-            names, heard, specs = self._learned_of_ban, self._heard_of_ban, list(route.rates)
+            names, heard, specs = self._learned_of_ban, self._heard_of_ban, list(self.route.rates)
         if not told and not specs:
             return names, b"%b%b%b" % (ended, heard, _NOTHING_LEARNED)
+        route = self.route
         paces = numbers((len(specs), *_paces(route, specs, told)))
         if not told:
             return names, b"%b%b%b%b" % (ended, heard, paces, _NOTHING_TOLD)
@@ -287,13 +301,17 @@ def ttl_ms(window_us: int) -> int:
     return max(DAY_MS, math.ceil(window_us / 1000))
 
 
-def _marks(route: Route, report: Report) -> list[int]:
+def _marks(report: Report) -> list[int]:
     """Era, slowness and permit of each circuit (learn.lua)."""
-    grant = report.grant
-    return [
-        16 * (era + 1) + _told_to(spec, report) + 2 * is_slow(spec, report) + permit
-        for spec, era, permit in zip(route.circuits, grant.eras, grant.permits, strict=True)
-    ]
+    grant, marks = report.grant, []
+    for spec, era, permit in zip(grant.request.route.circuits, grant.eras, grant.permits, strict=True):
+        mark = 16 * era + 16 + permit
+        if is_slow(spec, report):
+            mark += 2
+        if report.kind is not _SUCCESS:
+            mark += _told_to(spec, report)
+        marks.append(mark)
+    return marks
 
 
 def _told_to(spec: CircuitSpec, report: Report) -> int:
@@ -323,7 +341,8 @@ def answer_of(wire: Wire, request: Request, reply: list[Any], actor: str) -> Ans
     verdict, now, listed, *rest = reply
     changes = changes_of(actor, now, listed)
     if verdict == GO:
-        return wire.granted(request, rest[0], changes)
+        packed, permits = rest
+        return wire.granted(request, packed, permits, changes)
     if verdict == REFUSE:
         index, state, until_us, failures = rest
         return Denial(index, STATES[state].value, until_us, failures, changes)

@@ -137,7 +137,7 @@ def test_circuits_by_command(installation):
         "circuit binance.klines is forced open until 2999-01-31 12:00 UTC\n",
     )
     facts = {each["circuit"]: each for each in json.loads(penstock("circuits", "--json").stdout)}
-    assert set(facts) == {"binance.klines", "coinbase.candles", "asana.tasks"}
+    assert set(facts) == {"binance.klines", "coinbase.candles", "asana.tasks", "asana.projects"}
     assert facts[NAME]["state"] == "forced_open"
     assert facts[NAME]["retry_at"] == "2999-01-31T12:00:00Z"
     assert facts[NAME]["forced"]["why"] == "an audit"

@@ -10,9 +10,10 @@
 --           circuits), since_ttl_ms; number of circuits and each (circuit.lua); number of gates; number of sets of
 --           seats and for each: seats, lease_us; number of windows and each (window.lua); number of buckets and
 --           each (bucket.lua)
--- returns   where the call may start and no circuit has turned, numbers of 8 bytes in one string: now; for each
---           circuit era · 2 + permit; for each bucket started, booked or 0, cost; for each window its begin
---           {GO, now, changes, such a string}
+-- returns   where the call may start, no circuit has turned and none is tried, numbers of 8 bytes in one string: now,
+--           the era of each circuit, the cost of each bucket, the begin of each window, started and booked (or 0) of
+--           each bucket
+--           {GO, now, changes, such a string, {1 or 0 for each circuit: the call holds a permit, …}}
 --           {WAIT, now, changes, wait_us, with_ticket, reason, index}
 --           {LOST, now, changes}: nothing is known of a circuit, and the asker recalls what was decided
 --           {REFUSE, now, changes, index, state, until_us, failures}
@@ -192,32 +193,35 @@ local function spend(b, live)
 end
 
 local function start(r)
-  local grant = struct.pack("<i8", now)
-  for _, c in ipairs(r.circuits) do
-    local permit = c.state == HALF_OPEN
-    if permit then
+  local eras, costs, periods, slots, permits, probes = "", "", "", "", {}, false
+  for i, c in ipairs(r.circuits) do
+    permits[i] = c.state == HALF_OPEN and 1 or 0
+    if c.state == HALF_OPEN then
+      probes = true
       redis.call("ZREMRANGEBYSCORE", c.permits, "-inf", now)
       redis.call("ZADD", c.permits, now + policy(c).lease, r.id)
       keep(c.permits)
     end
-    grant = grant .. struct.pack("<i8", c.era * 2 + (permit and 1 or 0))
+    eras = eras .. struct.pack("<i8", c.era)
   end
   for _, seat in ipairs(r.seats) do
     redis.call("ZADD", seat.key, now + seat.lease, r.id)
     keep(seat.key)
   end
-  for _, b in ipairs(r.buckets) do
-    spend(b, r.live)
-    grant = grant .. struct.pack("<i8i8i8", b.started, b.slot and 0 or b.booked, b.cost)
-  end
   for _, w in ipairs(r.windows) do
     w.used, w.calls = w.used + w.cost, w.calls + 1
     keep_window(w)
-    grant = grant .. struct.pack("<i8", w.begin)
+    periods = periods .. struct.pack("<i8", w.begin)
+  end
+  for _, b in ipairs(r.buckets) do
+    spend(b, r.live)
+    costs = costs .. struct.pack("<i8", b.cost)
+    slots = slots .. struct.pack("<i8i8", b.started, b.slot and 0 or b.booked)
   end
   if r.has_ticket then redis.call("DEL", r.ticket) end
-  if #r.changes == 0 then return grant end
-  return {GO, now, r.changes, grant}
+  local grant = struct.pack("<i8", now) .. eras .. costs .. periods .. slots
+  if #r.changes == 0 and not probes then return grant end
+  return {GO, now, r.changes, grant, permits}
 end
 
 local function admit()

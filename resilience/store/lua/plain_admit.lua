@@ -5,7 +5,7 @@
 -- decide. It comes before the other functions, for to define those takes longer than to decide this.
 
 local function plain_admit()
-  local k, grant, saved, closings, _, flags, _, circuits, n = key_at + 3, struct.pack("<i8", now), {}, nil,
+  local k, grant, slots, saved, closings, _, flags, _, circuits, n = key_at + 3, struct.pack("<i8", now), "", {}, nil,
     struct.unpack("<dddd", figures, at)
   local has_ticket, live, ledger, recalls = flags % 2 == 1, flags % 4 > 1, flags % 8 > 3, flags > 7
   if has_ticket or ledger and redis.call("EXISTS", KEYS[k]) == 0 then return end
@@ -19,7 +19,7 @@ local function plain_admit()
     elseif recalls then
       return
     end
-    grant, k, n = grant .. struct.pack("<i8", era * 2), k + 2, n + CIRCUIT_TERMS
+    grant, k, n = grant .. struct.pack("<i8", era), k + 2, n + CIRCUIT_TERMS
   end
   local gates, seats, windows, buckets
   gates, seats, windows, buckets, n = struct.unpack("<dddd", figures, n)
@@ -54,8 +54,8 @@ local function plain_admit()
     saved[2 * i - 1] = struct.pack("<Bddddddd", LAYOUT, booked, started, backfill, live_at, heard, calls + 1, waited)
       .. string.sub(raw, PACE_AT)
     saved[2 * i] = ttl
-    grant = grant .. struct.pack("<i8i8i8", started, booked, cost)
+    grant, slots = grant .. struct.pack("<i8", cost), slots .. struct.pack("<i8i8", started, booked)
   end
   for i = 1, buckets do redis.call("SET", KEYS[k + i], saved[2 * i - 1], "PX", saved[2 * i]) end
-  return grant
+  return grant .. slots
 end
