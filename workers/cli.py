@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workers import cli_data, cli_runs
+from workers import cli_data, cli_new, cli_runs
 from workers.command import (
     EXIT,
     Plain,
@@ -48,6 +48,7 @@ for each in (
     cli_runs.show,
     cli_runs.cancel,
     cli_data.bad_rows,
+    cli_new.new,
 ):
     main.add_command(each)
 

@@ -27,20 +27,25 @@ def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str,
     A name is that of an entry point in the group `penstock.collectors`, or `module:attribute`. Raises
     ConfigurationError for an unknown name, for a declaration that is wrong, and for settings of nothing.
     """
-    known = SHIPPED | {each.name: each.value for each in entry_points(group=GROUP)}
+    there = known()
     found: dict[str, Api] = {}
-    for name in names or known:
-        api = _import(name, known)
+    for name in names or there:
+        api = _import(name, there)
         if found.setdefault(api.name, api) is not api:
             raise ConfigurationError(
                 f"two collectors are called {api.name!r}; one of them needs another name"
             )
     # A setting for a collector that is installed but not asked for is no mistake.
-    for name in overrides.keys() - found.keys() - known.keys():
+    for name in overrides.keys() - found.keys() - there.keys():
         raise ConfigurationError(
-            f"there are settings for collector {name!r}; {closest(name, [*found, *known])}"
+            f"there are settings for collector {name!r}; {closest(name, [*found, *there])}"
         )
     return {name: _overridden(api, overrides.get(name, {})) for name, api in found.items()}
+
+
+def known() -> Mapping[str, str]:
+    """The installed collectors by name: where each is, as `module:attribute`."""
+    return SHIPPED | {each.name: each.value for each in entry_points(group=GROUP)}
 
 
 def configured(api: Api) -> Api:

@@ -46,7 +46,7 @@ def in_tree(package, *endings):
 @pytest.mark.parametrize("package", ["resilience", "tasks", "workers", "migrations"])
 def test_every_module_is_there(names, package):
     """With the Lua scripts and the migrations, which are read as files."""
-    expected = in_tree(package, ".py", ".lua", ".mako", ".typed")
+    expected = in_tree(package, ".py", ".lua", ".mako", ".typed", ".txt")
     assert expected
     assert expected <= names
 
@@ -66,7 +66,7 @@ def test_nothing_else_is_there(names):
         "workers",
         "migrations",
     }
-    assert not [name for name in names if "test" in name or "__pycache__" in name]
+    assert not [name for name in names if "/test_" in name or "tests/" in name or "__pycache__" in name]
 
 
 def test_metadata(wheel):
