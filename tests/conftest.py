@@ -12,6 +12,7 @@ import subprocess
 import urllib.parse
 import uuid
 
+import hypothesis
 import pytest
 
 _POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
@@ -19,6 +20,10 @@ _RABBITMQ = "amqp://guest:guest@127.0.0.1:5672"
 
 MISSING = pytest.StashKey[set]()
 _ONLY_FOR_TESTS = ("PENSTOCK_TEST_", "PENSTOCK_REQUIRE_SERVICES")
+
+# How long an example takes says more about the machine than about us.
+hypothesis.settings.register_profile("penstock", deadline=None)
+hypothesis.settings.load_profile("penstock")
 
 
 def pytest_configure(config):
