@@ -38,6 +38,7 @@ def order(
         raise ConfigurationError(
             f"the range ends in the future: --end {end:%Y-%m-%d %H:%M} is after now, {now:%Y-%m-%d %H:%M} UTC"
         )
+    endpoint.check_range(start, now)
     chosen = endpoint.check_symbols(symbols)
     count = len(chosen) * sum(1 for _ in endpoint.chunks(start, end))
     if count > UNITS_MAX:

@@ -211,7 +211,9 @@ def cursor(endpoint: str, cursor: Cursor | None, page: Paging, table: Table | No
             f"{endpoint}: cursor names {cursor.field!r}, but table {table.name} has no such column"
         )
     kind = kind_of(table.columns[cursor.field])
-    if kind is not datetime and (isinstance(page, Bars) or cursor.lag or cursor.chunk or cursor.until):
+    if kind is not datetime and (
+        isinstance(page, Bars) or cursor.lag or cursor.chunk or cursor.until or cursor.horizon
+    ):
         raise ConfigurationError(
             f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; "
             "lag, chunk, until and Bars need times"

@@ -154,13 +154,31 @@ class Endpoint:
         Bars: from the cursor (less its lag) to the last bar that is complete at `now`, or one page back where
         there is no cursor yet. Others: everything since the cursor, less its lag.
         """
-        since = self._since(symbol, cursor)
+        since, oldest = self._since(symbol, cursor), self._oldest(now)
+        if since is not None and oldest is not None:
+            since = max(since, oldest)
         if not isinstance(self.page, Bars):
             return since, None
         end = self.page.floor(now)
         if since is None:
             return end - self.page.size * self.page.width, end
         return min(self.page.floor(since), end - self.page.width), end
+
+    def check_range(self, start: datetime, now: datetime) -> None:
+        """Raise ConfigurationError for a range that begins before the oldest that the API still gives."""
+        oldest = self._oldest(now)
+        if oldest is not None and start < oldest:
+            raise ConfigurationError(
+                f"{self.full_name}: the range starts at {start:%Y-%m-%d %H:%M}, but this API gives nothing "
+                f"from before {oldest:%Y-%m-%d %H:%M} UTC any more"
+            )
+
+    def _oldest(self, now: datetime) -> datetime | None:
+        bounds = [
+            self.page.oldest(now) if isinstance(self.page, Bars) else None,
+            self.cursor.oldest(now) if self.cursor else None,
+        ]
+        return max(filter(None, bounds), default=None)
 
     def chunks(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
         """Cut a backfill's range into windows; for bars at the boundaries between bars, complete ones only.

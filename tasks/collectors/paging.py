@@ -213,22 +213,26 @@ class Bars:
     so the last tick before the window's end is sent. `size_param` sends the size: leave it out only where the
     API has no such parameter, since a default below `size` would cut pages short unseen.
 
+    Leave `end` out for an API that knows none, and gives the newest `size` bars after `start` and never older
+    ones. Then nothing before these can be read: a backfill of more is refused, and a run that was away longer
+    begins with them. What is sent is the last tick before the first bar.
+
     A page with fewer bars is a gap in the data, never the end: reading goes on at the end of its window.
     """
 
     interval: str
     _: KW_ONLY
     start: str
-    end: str
     size: int
+    end: str | None = None
     unit: TimeUnit = "ms"
     size_param: str | None = None
     width: timedelta = field(init=False, repr=False)  # of one bar
 
     def __post_init__(self) -> None:
-        if not self.start or not self.end:
+        if not self.start or self.end == "":
             raise ConfigurationError(
-                "Bars needs `start` and `end`, the names of the parameters that carry the window"
+                "Bars needs `start` and, if the API has it, `end`: the parameters that carry the window"
             )
         _check_size("Bars", self.size)
         if self.unit not in _WRITE:
@@ -248,6 +252,10 @@ class Bars:
         """The first boundary between two bars at or after `at`."""
         return at + (_FIRST_MONDAY - at) % self.width
 
+    def oldest(self, now: datetime) -> datetime | None:
+        """The first bar that can be read at `now`, None where there is no such bound."""
+        return None if self.end else self.floor(now) - self.size * self.width
+
     def first(self, unit: Unit) -> Checkpoint:
         """The window's start."""
         start, _ = _window(unit)
@@ -256,9 +264,9 @@ class Bars:
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """The part of the window that one page covers."""
         start, end = self._span(unit, checkpoint)
-        write = _WRITE[self.unit]
-        sent = {self.start: write(start), self.end: write(end - _TICK[self.unit])}
-        return sent | _sized(self.size_param, self.size)
+        write, tick = _WRITE[self.unit], _TICK[self.unit]
+        sent = {self.start: write(start), self.end: write(end - tick)} if self.end else {}
+        return (sent or {self.start: write(start - tick)}) | _sized(self.size_param, self.size)
 
     def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """The end of this page's span, whatever it held, until the window's end is reached."""
@@ -268,8 +276,8 @@ class Bars:
         return {"from": to_iso(reached)} if reached < end else None
 
     def sends(self) -> tuple[str, ...]:
-        """Both ends of the window, and the size."""
-        return (self.start, self.end, *((self.size_param,) if self.size_param else ()))
+        """The ends of the window, and the size."""
+        return tuple(each for each in (self.start, self.end, self.size_param) if each)
 
     def _span(self, unit: Unit, checkpoint: Checkpoint) -> tuple[datetime, datetime]:
         _, end = _window(unit)
@@ -294,6 +302,9 @@ class Cursor:
     sends that start to the API, written as `unit` says, and `until` the end of a backfill's window. `chunk`
     cuts a backfill into windows. Where the field is a text and not a time, it is sent as it is, and neither
     `lag`, `chunk` nor `until` has a meaning.
+
+    `horizon` is how far back the API can be asked: nothing older is, neither by a run after a long time nor
+    by a backfill.
     """
 
     field: str
@@ -302,6 +313,7 @@ class Cursor:
     param: str | None = None
     unit: TimeUnit = "iso"
     until: str | None = None
+    horizon: str | None = None
 
     def __post_init__(self) -> None:
         if not self.field:
@@ -312,7 +324,7 @@ class Cursor:
             )
         if self.unit not in _WRITE:
             raise ConfigurationError(f"Cursor.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
-        for name, text in (("lag", self.lag), ("chunk", self.chunk)):
+        for name, text in (("lag", self.lag), ("chunk", self.chunk), ("horizon", self.horizon)):
             if text is not None:
                 duration(text, f"Cursor.{name}")
 
@@ -320,6 +332,10 @@ class Cursor:
     def overlap(self) -> timedelta:
         """How far before the cursor a run starts."""
         return duration(self.lag, "Cursor.lag") if self.lag else timedelta(0)
+
+    def oldest(self, now: datetime) -> datetime | None:
+        """The oldest moment that can be asked for at `now`, None where there is no such bound."""
+        return now - duration(self.horizon, "Cursor.horizon") if self.horizon else None
 
     def sent(self, unit: Unit) -> dict[str, str]:
         """The parameters that tell the API where to start and to end; empty for a first run."""

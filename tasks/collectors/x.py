@@ -30,13 +30,13 @@ def _found(body: Any) -> Any:
     return [] if body["meta"]["result_count"] == 0 else body["data"]
 
 
-def _posts(path: str, limit: str, token: str, **options: Any) -> Any:
+def _posts(path: str, limit: str, token: str, horizon: str | None = None, **options: Any) -> Any:
     return x.endpoint(
         path,
         symbols=[],
         page=Token(param=token, at="meta.next_token", size_param="max_results", size=100),
         rows=_found,
-        cursor=Cursor("created_at", lag="2m", param="start_time", until="end_time"),
+        cursor=Cursor("created_at", lag="2m", param="start_time", until="end_time", horizon=horizon),
         table=x_posts,
         key=("found_by", "id"),
         limits=[
@@ -72,6 +72,7 @@ def _post(row: Any, unit: Unit) -> dict[str, Any]:
     "/tweets/search/recent",
     "450/15m",
     "next_token",
+    horizon="167h",  # an hour less than seven days: a unit may have to wait
     params={"query": "{symbol}", "tweet.fields": _FIELDS},
 )
 def search(row: Any, unit: Unit) -> dict[str, Any]:

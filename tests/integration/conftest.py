@@ -338,6 +338,7 @@ PATHS = {
     "binance": "",
     "coinbase": "",
     "glassnode": "",
+    "kraken": "/0",
     "lunarcrush": "/api4",
     "moralis": "/api/v2.2",
     "x": "/2",

@@ -12,15 +12,16 @@ from tasks.data import (
     lunarcrush_hours,
     moralis_prices,
     moralis_transfers,
+    ohlcv,
     x_posts,
 )
 from tasks.models import cursors
-from tests.upstream.apis import glassnode, lunarcrush, moralis, x
+from tests.upstream.apis import glassnode, kraken, lunarcrush, moralis, x
 
 from .conftest import connect, on_both
 
 DATABASES = ("sqlite",)
-DAY = timedelta(days=1)
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 SECRETS = {
     "GLASSNODE_API_KEY": "glassnode-secret-key",
     "LUNARCRUSH_API_KEY": "lunarcrush-secret-key",
@@ -136,6 +137,22 @@ def test_moralis(shipped):
 
 def by_key(rows):
     return sorted(rows, key=lambda row: (row["transaction_hash"], row["log_index"]))
+
+
+@on_both
+def test_kraken(shipped):
+    """All that it still has of two pairs, then what is new; nothing of the bar that runs."""
+    shop, pairs = shipped("kraken"), ["ETHUSD", "XBTUSD"]
+    end = shop.now.replace(second=0, microsecond=0)
+    first = shop.run("ohlc", pairs)
+    again = shop.run("ohlc", pairs)
+    assert stored(first) == stored(again) == [(pair, "stored") for pair in pairs]
+    assert {unit["records"] for unit in again} <= {2, 3}
+    starts = {unit["start_at"] for unit in first}
+    assert starts <= {end - 719 * MINUTE, end - 718 * MINUTE}  # it may be planned in the next minute
+    served = [row for pair in pairs for row in kraken.expected(pair, min(starts), end)]
+    assert shop.rows(ohlcv) == exact(served)
+    assert shop.within_limits()
 
 
 @on_both

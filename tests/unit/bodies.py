@@ -98,6 +98,20 @@ BODIES = {
     "glassnode.price": Body(
         [{"t": T0_S, "v": 87_648.2196}, {"t": T0_S + 86_400, "v": None}], "BTC", timedelta(days=9)
     ),
+    "kraken.ohlc": Body(
+        {
+            "error": [],
+            "result": {
+                "XXBTZUSD": [
+                    [T0_S + 60 * n, "1.10", "1.30", "1.00", "1.20", "1.15", "7.50000000", 42]
+                    for n in range(3)
+                ],
+                "last": T0_S + 60,
+            },
+        },
+        "XBTUSD",
+        timedelta(hours=1),
+    ),
     "lunarcrush.coins": Body(
         {
             "config": {"sort": "market_cap_rank", "total_rows": 2, "generated": T0_S},

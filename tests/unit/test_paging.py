@@ -155,6 +155,17 @@ def test_bars_need_a_window(start, end):
         bars().first(unit(start, end))
 
 
+def test_bars_without_an_end():
+    """The last moment before the window is sent, and nothing older than the newest bars can be read."""
+    page = Bars("1m", start="since", size=10, unit="s")
+    asked = unit(T0, T0 + 10 * MINUTE)
+    assert page.params(asked, page.first(asked)) == {"since": "1767225599"}
+    assert page.following(asked, page.first(asked), reply()) is None
+    assert page.sends() == ("since",)
+    assert page.oldest(T0 + 30 * MINUTE + timedelta(seconds=59)) == T0 + 20 * MINUTE
+    assert bars().oldest(T0) is None
+
+
 @given(at=st.datetimes(datetime(1980, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
 def test_boundaries_lie_around_a_time(at):
     """At most one bar apart; weeks begin on Monday, days at midnight UTC."""
@@ -183,6 +194,7 @@ def test_a_bad_interval(interval):
         (lambda: bars(size=0), "size"),
         (lambda: bars(unit="us"), "unit"),
         (lambda: Bars("1m", start="", end="e", size=1), "start"),
+        (lambda: Bars("1m", start="s", end="", size=1), "end"),
         (lambda: Token(param="", at="x"), "param"),
         (lambda: Token(param="x", at="y", size=0), "Token.size is 0"),
         (lambda: Number(param="", size=1), "Number needs `param`"),

@@ -65,6 +65,17 @@ def test_the_requests_are_as_documented():
         assert (sent["start_time"], sent["end_time"]) == ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
 
 
+def test_search_goes_back_a_week():
+    """A run after a longer time asks for what there still is; a timeline has no such bound."""
+    now = T0 + timedelta(days=30)
+    for endpoint, start in ((SEARCH, now - timedelta(hours=167)), (POSTS, T0 - timedelta(minutes=2))):
+        assert endpoint.window(QUERY, "2026-01-01T00:00:00.000000Z", now) == (start, None)
+    with pytest.raises(ConfigurationError, match=r"x\.search: the range starts at .* nothing from before"):
+        SEARCH.check_range(T0, now)
+    SEARCH.check_range(now - timedelta(days=6), now)
+    POSTS.check_range(T0, now)
+
+
 def test_a_post_becomes_a_row():
     """Ids stay texts: they are too long for a number in other languages."""
     page = read(page_of(post(), after="abc"))
