@@ -14,7 +14,7 @@ from tasks.data import glassnode_metrics
 glassnode = Api(
     "glassnode",
     "https://api.glassnode.com",
-    auth=ApiKey(secret="GLASSNODE_API_KEY", header="X-Api-Key"),  # noqa: S106 - a name
+    auth=ApiKey(secret="GLASSNODE_API_KEY", header="X-Api-Key"),
     limits=[
         Limit(
             "600/1m",

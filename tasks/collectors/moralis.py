@@ -17,7 +17,7 @@ from tasks.data import moralis_prices, moralis_transfers
 moralis = Api(
     "moralis",
     "https://deep-index.moralis.io/api/v2.2",
-    auth=ApiKey(secret="MORALIS_API_KEY", header="X-API-Key"),  # noqa: S106 - a name
+    auth=ApiKey(secret="MORALIS_API_KEY", header="X-API-Key"),
     limits=[Limit("160/4s", per="account", reserve=0.3)],
     rules=[
         Rule("banned", status=(403, 429), body=r"\b1020\b", retry_after="15m"),

@@ -15,7 +15,18 @@ from tasks.settings import get_settings
 
 GROUP = "penstock.collectors"
 # Known without their entry points too, so that a source checkout works before it is installed.
-_NAMES = ("binance", "coinbase", "asana", "glassnode", "kraken", "moralis", "lunarcrush", "x")
+_NAMES = (
+    "binance",
+    "coinbase",
+    "asana",
+    "glassnode",
+    "greenlake",
+    "kraken",
+    "lunarcrush",
+    "moralis",
+    "reddit",
+    "x",
+)
 SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in _NAMES}
 _API_SETTINGS = ("base_url", "token_url", "limits", "breaker", "retry")
 

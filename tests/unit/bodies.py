@@ -98,6 +98,42 @@ BODIES = {
     "glassnode.price": Body(
         [{"t": T0_S, "v": 87_648.2196}, {"t": T0_S + 86_400, "v": None}], "BTC", timedelta(days=9)
     ),
+    "greenlake.devices": Body(
+        {
+            "items": [
+                {
+                    "id": "d-1",
+                    "serialNumber": "SN1",
+                    "deviceType": "SWITCH",
+                    "model": None,
+                    "createdAt": "2026-01-01T00:00:00.000Z",
+                    "updatedAt": "2026-01-01T00:00:00.000Z",
+                }
+            ],
+            "count": 1,
+            "offset": 0,
+            "total": 3,
+        }
+    ),
+    "greenlake.subscriptions": Body(
+        {
+            "items": [
+                {
+                    "id": "s-1",
+                    "key": "KEY1",
+                    "sku": "Q9Y74AAE",
+                    "quantity": "10",
+                    "availableQuantity": "4",
+                    "startTime": "2026-01-01T00:00:00.000Z",
+                    "endTime": "2027-01-01T00:00:00.000Z",
+                    "updatedAt": "2026-01-01T00:00:00.000Z",
+                }
+            ],
+            "count": 1,
+            "offset": 0,
+            "total": 1,
+        }
+    ),
     "kraken.ohlc": Body(
         {
             "error": [],
@@ -209,6 +245,31 @@ BODIES = {
             ],
         },
         f"eth:{USDT}",
+    ),
+    "reddit.posts": Body(
+        {
+            "kind": "Listing",
+            "data": {
+                "after": "t3_1abb",
+                "before": None,
+                "children": [
+                    {
+                        "kind": "t3",
+                        "data": {
+                            "name": "t3_1abc",
+                            "author": "heron",
+                            "title": "High water",
+                            "selftext": "",
+                            "url": "https://example.com/gauge",
+                            "score": 12,
+                            "num_comments": 3,
+                            "created_utc": float(T0_S),
+                        },
+                    }
+                ],
+            },
+        },
+        "rivers",
     ),
     "x.posts": Body(
         {
