@@ -6,11 +6,8 @@ from datetime import UTC, datetime
 from resilience.errors import ConfigurationError
 from tasks.collectors.spec import Endpoint
 from tasks.outcomes import RunKind
-from tasks.runs import Order
+from tasks.runs import UNITS_MAX, Order
 from tasks.settings import get_settings
-
-# More windows than this are surely a mistake in the range.
-UNITS_MAX = 1_000_000
 
 
 def order(
@@ -40,7 +37,7 @@ def order(
         )
     endpoint.check_range(start, now)
     chosen = endpoint.check_symbols(symbols)
-    count = len(chosen) * sum(1 for _ in endpoint.chunks(start, end))
+    count = max(1, len(chosen)) * sum(1 for _ in endpoint.chunks(start, end))
     if count > UNITS_MAX:
         raise ConfigurationError(
             f"{count:,} units are more than one backfill may have ({UNITS_MAX:,}): take a shorter range"
@@ -49,7 +46,7 @@ def order(
         collector=endpoint.api.name,
         endpoints=(endpoint.full_name,),
         kind=RunKind.BACKFILL,
-        symbols=chosen,
+        symbols=chosen or None,
         start=start,
         end=end,
         deadline_s=get_settings().backfill_deadline_s,

@@ -253,7 +253,7 @@ def limits(endpoints: Sequence[Endpoint]) -> dict[RateLimiter, LimitReading]:
     """
     found: dict[tuple[str, str, str], RateLimiter] = {}
     for endpoint in endpoints:
-        listed = [] if endpoint.symbols is None or callable(endpoint.symbols) else list(endpoint.symbols)
+        listed = endpoint.symbols if isinstance(endpoint.symbols, tuple) else ()
         for tier, symbol in product(_ways(endpoint), ["", *listed]):
             for limit, sharer in zip(
                 _limits_of(endpoint, tier), _sharers(endpoint, symbol, tier), strict=True

@@ -253,6 +253,26 @@ cursors = Table(
     PrimaryKeyConstraint("endpoint", "symbol"),
 )
 
+# Symbols that come from elsewhere: a list that is looked up, and what it held when.
+symbol_lists = Table(
+    "symbol_lists",
+    metadata,
+    Column("endpoint", String(200), primary_key=True),
+    Column("found_at", UtcDateTime),  # None: nothing yet
+    Column("tried_at", UtcDateTime, nullable=False),
+    Column("error", Text),  # what was wrong when it was looked up last
+)
+
+symbols = Table(
+    "symbols",
+    metadata,
+    Column("endpoint", String(200), nullable=False),
+    Column("symbol", String(200), nullable=False),
+    Column("added_at", UtcDateTime, nullable=False),
+    Column("removed_at", UtcDateTime),
+    PrimaryKeyConstraint("endpoint", "symbol"),
+)
+
 quarantine = Table(
     "quarantine",
     metadata,

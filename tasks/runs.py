@@ -40,12 +40,14 @@ from tasks.outcomes import (
 from tasks.results import log_result, result_columns, result_of
 from tasks.settings import Settings, get_settings
 from tasks.store import db_now, finish_open_units, read_cursors, reading, writing
+from tasks.symbols import NoSymbolsYet, symbols_of
 from tasks.units import collect, queue_for
 from tasks.waves import WAVES_AT_ONCE, pick, refuses, take_back
 
 logger = logging.getLogger(__name__)
 
 PRIORITY = {RunKind.ADHOC: 20, RunKind.SCHEDULED: 10, RunKind.BACKFILL: 0}
+UNITS_MAX = 1_000_000  # more windows are surely a mistake in the range
 CHUNK = 2000  # unit rows in one transaction: short enough that other writers hardly wait
 Planned = tuple[str, str, datetime | None, datetime | None, str | None]
 PLANNED = ("endpoint", "symbol", "start_at", "end_at", "cursor")
@@ -141,7 +143,8 @@ def plan(*, run: int) -> None:
 def _write_units(run: int, row: RowMapping) -> bool:
     """Write the units, then open the run; False when another planner took over."""
     endpoints = [endpoint_of(name) for name in row["endpoints"]]
-    planned = chain.from_iterable(_units_of(row, endpoint) for endpoint in endpoints)
+    lacking: dict[str, str] = {}
+    planned = chain.from_iterable(_units_of(row, endpoint, lacking) for endpoint in endpoints)
     first = 0
     while chunk := list(islice(planned, CHUNK)):
         with writing() as connection:
@@ -149,14 +152,35 @@ def _write_units(run: int, row: RowMapping) -> bool:
                 return False
             upsert.insert(connection, units, _columns_of(row, first, chunk))
         first += len(chunk)
+        if first > UNITS_MAX and row["kind"] == RunKind.BACKFILL:
+            raise ConfigurationError(f"more than {UNITS_MAX:,} units in one backfill: take a shorter range")
     with writing() as connection:
         if not _still_planning(connection, run):
             return False
+        _skip_lacking(connection, row, first, lacking)
         quarantine.skip(connection, row)
         connection.execute(
             update(runs).where(runs.c.id == run).values(state=RunState.OPEN, started_at=db_now())
         )
     return True
+
+
+def _skip_lacking(connection: Connection, run: RowMapping, first: int, lacking: Mapping[str, str]) -> None:
+    """One skipped unit for each endpoint without symbols, and the reasons as the run's."""
+    ended = {"state": UnitState.DONE, "outcome": Outcome.SKIPPED, "reason": NoSymbolsYet.code}
+    for n, endpoint in enumerate(lacking, start=first):
+        mine = {
+            "run": run["id"],
+            "n": n,
+            "endpoint": endpoint,
+            "symbol": "",
+            "not_before": run["requested_at"],
+        }
+        connection.execute(insert(units).values(**mine, **ended, finished_at=db_now()))
+    if lacking:
+        connection.execute(
+            update(runs).where(runs.c.id == run["id"]).values(reason="; ".join(lacking.values()))
+        )
 
 
 def _columns_of(run: RowMapping, first: int, chunk: Sequence[Planned]) -> dict[str, Sequence[Any]]:
@@ -210,10 +234,17 @@ def _still_planning(connection: Connection, run: int) -> bool:
     return result.rowcount == 1
 
 
-def _units_of(run: RowMapping, endpoint: Endpoint) -> Iterator[Planned]:
-    """The units of one endpoint: one for each symbol, and for each window of a backfill."""
+def _units_of(run: RowMapping, endpoint: Endpoint, lacking: dict[str, str]) -> Iterator[Planned]:
+    """The units of one endpoint: one for each symbol, and for each window of a backfill.
+
+    Without symbols there are none, and `lacking` says why.
+    """
     name, start, end, now = endpoint.full_name, run["start_at"], run["end_at"], run["now"]
-    symbols = run["symbols"] if run["symbols"] is not None else endpoint.check_symbols()
+    try:
+        symbols = run["symbols"] if run["symbols"] is not None else symbols_of(endpoint)
+    except NoSymbolsYet as none:
+        lacking[name] = str(none)
+        return
     if start is not None:
         for symbol in symbols:
             for since, until in endpoint.chunks(start, end):

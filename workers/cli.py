@@ -48,6 +48,7 @@ for each in (
     cli_runs.show,
     cli_runs.cancel,
     cli_data.bad_rows,
+    cli_data.symbols,
     cli_new.new,
 ):
     main.add_command(each)
@@ -381,8 +382,8 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
         "endpoint": endpoint.full_name,
         "collector": endpoint.api.name,
         "base_url": endpoint.api.base_url,
-        "symbols": None if callable(symbols) or symbols is None else len(symbols),
-        "symbols_from": "function" if callable(symbols) else "none" if symbols is None else "list",
+        "symbols": len(symbols) if isinstance(symbols, tuple) else None,
+        "symbols_from": endpoint.symbols_from,
         "every_s": None if endpoint.every is None else int(endpoint.every.total_seconds()),
         "scheduled": endpoint.full_name in scheduled(),
         "limits": [

@@ -136,6 +136,23 @@ def bad_rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def symbols_page(found: Mapping[str, Any]) -> RenderableType:
+    """The symbols of an endpoint; `found` as tasks.symbols.report gives it."""
+    head = Text(f"{found['endpoint']}: {found['count']:,} symbols from {found['from']}", style="bold")
+    if found.get("found_at"):
+        head.append(f", found {moment(found['found_at'])} UTC", style="not bold")
+    parts: list[RenderableType] = [head]
+    if found.get("error"):
+        parts.append(Text(found["error"], style="red"))
+    for title, rows in (("symbols", found["symbols"]), ("removed", found["removed"])):
+        table = _table("symbol", "added (UTC)", "removed (UTC)", title=title)
+        for row in rows:
+            table.add_row(row["symbol"], moment(row["added_at"]), moment(row.get("removed_at")))
+        if rows:
+            parts.append(table)
+    return Group(*parts)
+
+
 def outcome(run: RunView) -> Text:
     """How a run ended, or where it stands."""
     if run.outcome is None:

@@ -262,9 +262,27 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_bad_rows")),
     )
     op.create_index("ix_bad_rows_endpoint", "bad_rows", ["endpoint", "seen_at"])
+    op.create_table(
+        "symbol_lists",
+        sa.Column("endpoint", sa.String(length=200), nullable=False),
+        sa.Column("found_at", UtcDateTime(timezone=True), nullable=True),
+        sa.Column("tried_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("endpoint", name=op.f("pk_symbol_lists")),
+    )
+    op.create_table(
+        "symbols",
+        sa.Column("endpoint", sa.String(length=200), nullable=False),
+        sa.Column("symbol", sa.String(length=200), nullable=False),
+        sa.Column("added_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("removed_at", UtcDateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_symbols")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("symbols")
+    op.drop_table("symbol_lists")
     op.drop_table("bad_rows")
     op.drop_column("results", "bad_rows")
     op.drop_column("units", "bad_rows")

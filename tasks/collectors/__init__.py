@@ -7,6 +7,7 @@ from tasks.collectors.links import Link
 from tasks.collectors.oauth import GoogleServiceAccount, GoogleUser, OAuth2
 from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
+from tasks.collectors.sources import FromEndpoint, FromTable
 from tasks.collectors.spec import Api, Endpoint
 from tasks.collectors.tiers import Tier
 from tasks.collectors.values import Answer, Fetched, Page, Request, Unit
@@ -22,6 +23,8 @@ __all__ = [
     "Cursor",
     "Endpoint",
     "Fetched",
+    "FromEndpoint",
+    "FromTable",
     "GoogleServiceAccount",
     "GoogleUser",
     "Limit",

@@ -31,6 +31,8 @@ from tasks.collectors.rows import (
     why,
 )
 from tasks.collectors.rules import Rule
+from tasks.collectors.sources import FromEndpoint, FromTable, Symbols
+from tasks.collectors.sources import check as check_source
 from tasks.collectors.tiers import Tier
 from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Page, Reply, Request, Unit
 from tasks.models import records
@@ -42,7 +44,6 @@ Parse = Callable[[Any, Unit], Mapping[str, Any]]
 OnOpen = Literal["skip", "park"]
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["skip", "queue", "replace"]
-Symbols = tuple[str, ...] | Callable[[], Sequence[str]] | None
 Weight = float | Callable[[Unit], float]
 
 # A `Date` header names whole seconds, and servers keep one for a second: the true time is up to this later.
@@ -104,6 +105,8 @@ class Endpoint:
     @property
     def has_symbols(self) -> bool:
         """Whether there is something to collect without being told any symbol."""
+        if isinstance(self.symbols, FromEndpoint):
+            return self.api.endpoints[self.symbols.endpoint].has_symbols
         return self.symbols is None or bool(self.symbols)
 
     @property
@@ -116,28 +119,46 @@ class Endpoint:
         """Collector and endpoint: "binance.klines"."""
         return f"{self.api.name}.{self.name}"
 
+    @property
+    def has_source(self) -> bool:
+        """Whether the symbols are found out when a run is planned: by a function, a table, other rows."""
+        return self.symbols is not None and not isinstance(self.symbols, tuple)
+
+    @property
+    def symbols_from(self) -> str:
+        """Where the symbols come from, in a word."""
+        match self.symbols:
+            case None:
+                return "none"
+            case tuple():
+                return "list"
+            case FromTable(table=table):
+                return f"table {table.name}"
+            case FromEndpoint(endpoint=name):
+                return f"{self.api.name}.{name}"
+        return "function"
+
     def check_symbols(self, requested: Sequence[str] | None = None) -> tuple[str, ...]:
         """The symbols to collect: those asked for, else the declared ones; each once, in order.
 
-        Raises ConfigurationError for one that cannot be a symbol here, and where there are none at all.
+        None at all where only planning finds them out. Raises ConfigurationError for one that cannot be a
+        symbol here, and where a declaration leaves them open.
         """
         if self.symbols is None:
             if requested:
                 raise ConfigurationError(f"{self.full_name} has no symbols; it is collected as a whole")
             return ("",)
-        if not requested:
-            requested = self.symbols() if callable(self.symbols) else self.symbols
-        if not requested:
-            raise ConfigurationError(
-                f"{self.full_name} has no symbols yet: name some in the settings or with --symbols"
-            )
+        if not requested and isinstance(self.symbols, tuple):
+            if not self.symbols:
+                raise ConfigurationError(
+                    f"{self.full_name} has no symbols yet: name some in the settings or with --symbols"
+                )
+            requested = self.symbols
         return tuple(
-            dict.fromkeys(checks.symbol(self.full_name, each, self.symbol_pattern) for each in requested)
+            dict.fromkeys(
+                checks.symbol(self.full_name, each, self.symbol_pattern) for each in requested or ()
+            )
         )
-
-    def current_symbols(self) -> tuple[str, ...]:
-        """The declared symbols, asked for now where they are a function."""
-        return self.check_symbols()
 
     @property
     def takes_range(self) -> bool:
@@ -423,6 +444,7 @@ def _check(endpoint: Endpoint) -> None:
     checks.params(full, endpoint.params, page, endpoint.cursor)
     checks.key(full, endpoint.key, table)
     checks.cursor(full, endpoint.cursor, page, table)
+    check_source(endpoint)
     for each in endpoint.symbols if isinstance(endpoint.symbols, tuple) else ():
         checks.symbol(full, each, endpoint.symbol_pattern)
 

@@ -25,12 +25,13 @@ from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors import checks
 from tasks.collectors.auth import Auth, check_names
 from tasks.collectors.checks import BreakerPer
-from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Symbols, Weight
+from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.oauth import TokenAuth
 from tasks.collectors.paging import Cursor, Paging, Single
 from tasks.collectors.rows import Where
 from tasks.collectors.rules import RESTART, Rule, classify
+from tasks.collectors.sources import FromEndpoint, FromTable, Symbols
 from tasks.collectors.tiers import Tier
 from tasks.collectors.tiers import check as check_tiers
 from tasks.collectors.values import Answer, Checkpoint, Fetch, Page, Request, Unit
@@ -98,7 +99,7 @@ class Api:
         path: str = "",
         *,
         key: str | Sequence[str] = (),
-        symbols: Sequence[str] | Callable[[], Sequence[str]] | None = None,
+        symbols: Sequence[str] | Callable[[], Iterable[str]] | FromTable | FromEndpoint | None = None,
         symbol_pattern: str | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -233,11 +234,14 @@ def _settings(endpoint: Endpoint, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _symbols(endpoint: str, given: Any) -> Symbols:
-    if given is None or callable(given):
+    if given is None or callable(given) or isinstance(given, FromTable | FromEndpoint):
         symbols: Symbols = given
         return symbols
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise ConfigurationError(f"{endpoint}: symbols is {given!r}, but has to be a list of symbols")
+        raise ConfigurationError(
+            f"{endpoint}: symbols is {given!r}, but has to be a list of symbols, a function, FromTable or "
+            "FromEndpoint"
+        )
     return tuple(given)
 
 

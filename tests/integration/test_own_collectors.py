@@ -93,7 +93,7 @@ def test_the_installation_decides(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("PENSTOCK_COLLECTORS", "coinbase")
     get_settings.cache_clear()
     assert collectors().keys() == {"coinbase"}
-    assert endpoint_of("coinbase.candles").current_symbols() == ("SOL-USD",)
+    assert endpoint_of("coinbase.candles").check_symbols() == ("SOL-USD",)
     assert endpoint_of("coinbase.candles") is endpoint_of("coinbase.candles")
     for name in ("coinbase", "binance.klines"):
         with pytest.raises(ConfigurationError):

@@ -218,7 +218,7 @@ def test_planning_twice_makes_each_unit_once(fleet):
 def test_a_run_without_symbols_fails_and_says_why(fleet, caplog):
     """Asana has none until somebody names some."""
     with caplog.at_level(logging.INFO):
-        run = fleet.run("asana.tasks", None)
+        run = fleet.run("asana.projects", None)
     assert fleet.result(run)["outcome"] == "failed"
     [error] = fleet.result(run)["errors"]
     assert "has no symbols yet" in error["message"]

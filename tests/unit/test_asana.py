@@ -210,9 +210,10 @@ def test_too_many_requests():
 
 
 def test_projects_are_named_by_the_installation():
-    """We know none; a gid has digits only."""
-    with pytest.raises(ConfigurationError, match=r"asana\.tasks has no symbols yet"):
-        TASKS.check_symbols()
+    """Or by the workspaces, of which we know none; a gid has digits only."""
+    with pytest.raises(ConfigurationError, match=r"asana\.projects has no symbols yet"):
+        PROJECTS.check_symbols()
+    assert (TASKS.symbols_from, TASKS.has_symbols, TASKS.check_symbols()) == ("asana.projects", False, ())
     assert TASKS.check_symbols(["1200"]) == ("1200",)
     with pytest.raises(ConfigurationError, match="'my-project' is no symbol"):
         TASKS.check_symbols(["my-project"])

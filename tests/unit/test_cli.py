@@ -94,7 +94,7 @@ def test_help_names_every_command_and_the_exit_status():
         (["run", "binanse"], "there is no collector 'binanse'; did you mean binance?"),
         (["run", "binance.kline"], "binance has no endpoint 'kline'; did you mean klines?"),
         (["run", "binance", "--symbols", "btc"], "'btc' is no symbol of this API"),
-        (["run", "asana"], "asana.tasks has no symbols yet"),
+        (["run", "asana"], "asana.projects has no symbols yet"),
         (
             ["backfill", "binance.klines", "--start", "2026-02-01", "--end", "2026-01-01"],
             "the range is empty",

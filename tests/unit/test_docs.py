@@ -107,7 +107,7 @@ def test_every_page_with_programs_is_run():
 
 def test_declared_collector_asks_as_the_page_says():
     """Its first page, and a row."""
-    (page,) = run("collectors.md")
+    page, _sources = run("collectors.md")
     endpoint = page["desk"].endpoints["tickets"]
     unit = Unit(
         run=1, n=0, collector="desk", endpoint="tickets", symbol="sales", cursor=None,

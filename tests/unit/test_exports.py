@@ -8,8 +8,9 @@ import pytest
 
 SURFACE = {
     "tasks.collectors": {
-        "GoogleServiceAccount", "GoogleUser", "OAuth2", "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
-        "Limit", "Link", "Number", "Offset", "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit",
+        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
+        "FromEndpoint", "FromTable", "GoogleServiceAccount", "GoogleUser", "Limit", "Link", "Number", "OAuth2", "Offset",
+        "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit",
         "day", "iso", "ms", "number", "seconds", "whole",
     },
     "resilience.guard": {

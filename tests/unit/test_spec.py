@@ -30,6 +30,8 @@ from tasks.collectors import (
     Basic,
     Bearer,
     Cursor,
+    FromEndpoint,
+    FromTable,
     Limit,
     Number,
     Offset,
@@ -80,6 +82,10 @@ def answer(body, status=200, **headers) -> Answer:
 
 
 def give(row, unit):
+    return row
+
+
+def take(row, unit):
     return row
 
 
@@ -312,12 +318,68 @@ def test_a_unique_constraint_will_do_as_key():
 
 
 def test_symbols_asked_for():
-    """Each once, in order; else the declared ones; a function is asked each time."""
-    asked = iter([["X"], ["Y", "Y"]])
+    """Each once, in order; else the declared ones; what only planning finds out is not asked for here."""
     assert declare().check_symbols(["C", "A", "C"]) == ("C", "A")
     assert declare().check_symbols(()) == declare().check_symbols() == ("A", "B")
-    moving = declare(symbols=lambda: next(asked))
-    assert [moving.current_symbols(), moving.current_symbols()] == [("X",), ("Y",)]
+    moving = declare(symbols=lambda: 1 / 0)
+    assert (moving.check_symbols(), moving.check_symbols(["A"])) == ((), ("A",))
+    assert (moving.has_source, moving.symbols_from) == (True, "function")
+
+
+def sourced(source, table=None):
+    """An endpoint with these symbols, after another one, with or without a table."""
+    api = shop()
+
+    def owners(row, unit):
+        return row
+
+    api.endpoint("/owners", key=("shop", "id") if table is not None else "id", table=table)(owners)
+    return declare(api, symbols=source)
+
+
+@pytest.mark.parametrize(
+    ("source", "table", "said"),
+    [
+        (
+            FromEndpoint("owner", field="id"),
+            None,
+            r"shop\.give: symbols come from endpoint 'owner', .*: owners",
+        ),
+        (FromEndpoint("give", field="id"), None, r"shop\.give: symbols come from endpoint 'give'"),
+        (
+            FromEndpoint("owners", field="gid"),
+            orders_table,
+            r"column 'gid', which table orders .* it has shop, id",
+        ),
+        (
+            FromEndpoint("owners", field="price"),
+            orders_table,
+            r"column 'price' .* Decimal; symbols are texts",
+        ),
+        (FromEndpoint("owners", field="id", refresh="soon"), None, r"shop\.give: symbols: refresh is 'soon'"),
+        (FromTable(orders_table, "gid"), None, r"column 'gid'"),
+        (FromTable("orders", "id"), None, r"shop\.give: FromTable takes a table, and not str"),
+        (3, None, r"symbols is 3, but has to be a list of symbols, a function, FromTable or FromEndpoint"),
+    ],
+)
+def test_a_source_of_symbols_that_is_wrong(source, table, said):
+    """Found at import, with what there is."""
+    with pytest.raises(ConfigurationError, match=said):
+        sourced(source, table)
+
+
+def test_sources_of_symbols():
+    """They need not be there to be declared; an endpoint has symbols where its source has."""
+    rows = sourced(FromEndpoint("owners", field="anything"))
+    assert (rows.symbols_from, rows.has_source, rows.has_symbols) == ("shop.owners", True, True)
+    assert rows.symbols.refresh_s == 3600
+    table = sourced(FromTable(orders_table, "shop", where=orders_table.c.paid, refresh="5m"), orders_table)
+    assert (table.symbols_from, table.symbols.refresh_s) == ("table orders", 300)
+    assert rows.check_symbols() == ()
+    api = shop()
+    api.endpoint("/{symbol}", key="id", symbols=[])(give)
+    api.endpoint("/x/{symbol}", key="id", symbols=FromEndpoint("give", field="id"))(take)
+    assert not api.endpoints["take"].has_symbols
 
 
 def test_an_endpoint_without_symbols():
