@@ -111,7 +111,7 @@ def test_settings_for_one_that_is_not_asked_for():
 
 def test_an_api_is_shown_without_its_secrets():
     """Its name and endpoints."""
-    assert repr(load(["asana"], {})["asana"]) == "<Api asana: tasks, projects>"
+    assert repr(load(["asana"], {})["asana"]) == "<Api asana: projects, tasks>"
 
 
 def test_a_whole_collector_is_what_has_symbols():
