@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 CHARTS := .venv/.charts
+CCXT := .venv/ccxt/.installed
 # When this was asked for: the demo counts the set-up too.
 SINCE := $(shell date +%s)
 
@@ -39,7 +40,12 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 
-test: lint
+# Apart from the other packages: it pins a dozen of them to one version each, and needs none for what we use.
+$(CCXT): $(STAMP) tests/ccxt.txt
+	@$(BIN)/pip install -qq --no-compile --no-deps --disable-pip-version-check --require-hashes --upgrade --target $(@D) -r tests/ccxt.txt
+	@touch $@
+
+test: lint $(CCXT)
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not chaos'
 
 chaos: $(STAMP)

@@ -35,8 +35,9 @@ def load(names: Sequence[str] | None, overrides: Mapping[str, Any]) -> dict[str,
     """The collectors of these names with the installation's settings laid over them; None or none: all
     installed.
 
-    A name is that of an entry point in the group `penstock.collectors`, or `module:attribute`. Raises
-    ConfigurationError for an unknown name, for a declaration that is wrong, and for settings of nothing.
+    A name is that of an entry point in the group `penstock.collectors`, `module:attribute`, or
+    `ccxt:exchange`. Raises ConfigurationError for an unknown name, for a declaration that is wrong, and for
+    settings of nothing.
     """
     there = known()
     found: dict[str, Api] = {}
@@ -121,6 +122,8 @@ def scheduled() -> frozenset[str]:
 
 def _import(name: str, known: Mapping[str, str]) -> Api:
     target = name if ":" in name else known.get(name)
+    if name.startswith("ccxt:"):
+        target = f"tasks.collectors.ccxt_exchange:{name.removeprefix('ccxt:')}"
     if target is None:
         raise ConfigurationError(f"there is no collector {name!r}; {closest(name, known)}")
     module, _, attribute = target.partition(":")
