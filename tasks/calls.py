@@ -5,15 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
-from resilience.errors import APIError, PenstockError, RateLimitError, Refused
-from resilience.guard import Ask, CallResult, Go, Kind, Lease, Refuse, Verdict, Wait
+from resilience.errors import APIError, PenstockError, Refused
+from resilience.guard import Ask, CallResult, Go, Lease, Refuse, Verdict, Wait
 from tasks.collectors.spec import Answer, Api, Request
 from tasks.http import client
 from tasks.limits import guard
 from tasks.settings import Settings
+from tasks.tokens import Credential, TokenWait, keeper
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Calls:
         *,
         ticket: str | None,
         stopping: Callable[[], bool],
+        symbol: str = "",
         patient: bool = True,
     ) -> None:
         self.api = api
@@ -70,6 +71,7 @@ class Calls:
         self.failure: PenstockError | None = None  # what the last call came to, if it failed
         self.refused: Refused | None = None  # why the last call was not made
         self._claim = claim
+        self._symbol = symbol
         self._settings = settings
         self._stopping = stopping
         self._patient = patient  # whether it waits for the permit of a half-open circuit
@@ -87,9 +89,6 @@ class Calls:
         if not self._answered:
             self._lease = lease
             return None
-        if _told_alone(self.failure):
-            self._tell(lease, self.failure)
-            return self._enter(guard().admit(self.ask, ticket=self.ticket))
         _, verdict = guard().settle_and_admit(lease, self._result(self.failure), self.ask)
         return self._enter(verdict)
 
@@ -118,13 +117,32 @@ class Calls:
         Raises what the network or the server had against it. Without `raises` an answer that is an error
         comes back as it is; the guard hears of it all the same.
         """
+        credential = self._credential()  # before the leave: who waits for a token holds no place
+        answer = self._send(request, timeout_s, credential)
+        if credential is not None and credential.access is not None and self.api.refuses(answer):
+            self.settle()
+            credential = self._credential(refused=credential)
+            answer = self._send(request, timeout_s, credential)
+        if credential is not None and self.api.refuses(answer):
+            keeper().stop(self.api, self._symbol, credential, str(self.failure))
+        if self.failure is not None and raises:
+            raise self.failure
+        return answer
+
+    def _credential(self, refused: Credential | None = None) -> Credential | None:
+        try:
+            return keeper().credential(self.api, self._symbol, refused=refused, timeout_s=self._left_s())
+        except TokenWait as wait:
+            self._claim.spend(waits=1, waited_s=wait.seconds)
+            raise Snooze(wait.seconds, self.ticket, wait.reason) from wait
+
+    def _send(self, request: Request, timeout_s: float | None, credential: Credential | None) -> Answer:
         limits_s = (timeout_s, self.api.timeout_s, self._settings.call_timeout_s, self._left_s())
         limit_s = min(each for each in limits_s if each is not None)
+        access = None if credential is None else credential.access
         with self.calling() as lease:
-            self.answer = client().send(self.api, request, lease=lease, timeout_s=limit_s)
+            self.answer = client().send(self.api, request, lease=lease, timeout_s=limit_s, access=access)
             self.failure = self.api.error_of(self.answer)
-            if self.failure is not None and raises:
-                raise self.failure
             return self.answer
 
     @contextmanager
@@ -156,16 +174,7 @@ class Calls:
         if error is not None:
             wait_s = error.retry_after_s if isinstance(error, APIError) else None
             logger.debug("call failed: %s (retry after %s s)", error, wait_s)
-        self._tell(lease, error or self.failure)
-
-    def _tell(self, lease: Lease, error: BaseException | None) -> None:
-        """Settle a call. A 429 or a ban that speaks of some only, by a rule's scope, holds back no others."""
-        result = self._result(error)
-        if isinstance(error, PenstockError) and _told_alone(error):
-            for ask in _those(self.ask, error):
-                guard().settle_quietly(guard().unasked(ask, after=lease), result)
-            result = replace(result, kind=Kind.IGNORED, retry_after_s=None)
-        guard().settle_quietly(lease, result)
+        guard().settle_quietly(lease, self._result(error or self.failure))
 
     def _result(self, error: BaseException | None) -> CallResult:
         if self.answer is not None:
@@ -180,18 +189,3 @@ class Calls:
                 f"{self.api.name}: a page takes more calls than fit into its time; end it earlier"
             )
         return left_s
-
-
-def _told_alone(error: BaseException | None) -> bool:
-    return isinstance(error, RateLimitError) and error.whom is not None
-
-
-def _those(ask: Ask, error: PenstockError) -> Iterator[Ask]:
-    """What the error says something of: those who share a limit of that kind, or else the host or account."""
-    per = "ip" if error.whom == "host" else error.whom
-    limits = tuple(each for each in ask.limits if each.limit.per == per)
-    banned = tuple(each for each in ask.banned if each.partition(":")[0] == per)
-    if limits or banned:
-        circuits = () if error.whom == "symbol" else ask.circuits
-        gate = banned[0] if banned else None
-        yield replace(ask, circuits=circuits, limits=limits, gate=gate, banned=banned)

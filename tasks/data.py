@@ -260,3 +260,17 @@ xero_invoices = Table(
     Column("data", Json, nullable=False),
     PrimaryKeyConstraint("tenant", "id"),
 )
+
+zoho_accounts = Table(
+    "zoho_accounts",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("owner", String(50), nullable=False),
+    Column("industry", Text),
+    Column("phone", Text),
+    Column("website", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("modified_at", UtcDateTime, nullable=False),
+    Column("data", Json, nullable=False),
+)

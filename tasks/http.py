@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -41,6 +42,7 @@ from resilience.errors import (
     DNSError,
     NetworkError,
 )
+from tasks.collectors.oauth import TokenAuth
 from tasks.collectors.spec import Answer, Api, Request
 from tasks.settings import get_settings
 
@@ -199,9 +201,19 @@ class Client:
             "Connection": "keep-alive",
         }
 
-    def send(self, api: Api, request: Request, *, lease: object, timeout_s: float | None = None) -> Answer:
+    def send(
+        self,
+        api: Api,
+        request: Request,
+        *,
+        lease: object,
+        timeout_s: float | None = None,
+        access: str | None = None,
+        max_body_bytes: int | None = None,
+    ) -> Answer:
         """Make one admitted call and read its answer completely, whatever its status.
 
+        `access` is the token for an Api that wants one. An error that repeats a secret is read without it.
         Takes `timeout_s` at most, all in all, and never longer than the Api or the installation allows.
         Raises ApiTimeoutError, DNSError, ApiConnectionError, and BadPayloadError for a body above the size
         limit; none of them shows a query or a header. Without a `lease` nothing is sent: TypeError.
@@ -211,11 +223,16 @@ class Client:
         limit_s = min(each for each in (timeout_s, api.timeout_s, self._call_timeout_s) if each is not None)
         if limit_s <= 0:
             raise ApiTimeoutError(f"{api.name}: no time was left to call")
-        headers, target = self._prepare(api, request)
+        used: list[str] = []
+        headers, target = self._prepare(api, request, access, used)
+        most_bytes = min(self._max_body_bytes, max_body_bytes or self._max_body_bytes)
         started = time.monotonic()
         token = _deadline.set(started + limit_s)
         try:
-            return self._exchange(request, headers, target, limit_s, started)
+            answer = self._exchange(
+                request, headers, target, limit_s=limit_s, started=started, most_bytes=most_bytes
+            )
+            return _without(used, answer) if answer.status >= 400 else answer
         except DecodeError:
             raise BadPayloadError(f"{api.name}: the body is not encoded as its header says") from None
         except _BodyTooLargeError as error:
@@ -233,15 +250,29 @@ class Client:
             for pool in pools.values():
                 pool.close()
 
-    def _prepare(self, api: Api, request: Request) -> tuple[dict[str, str], str]:
-        """Headers with credentials, and the path with its query."""
+    def _prepare(
+        self, api: Api, request: Request, access: str | None, used: list[str]
+    ) -> tuple[dict[str, str], str]:
+        """Headers with credentials, and the path with its query; the secrets in them go into `used`."""
+
+        def resolve(name: str) -> str:
+            used.append(self._secrets(name))
+            return used[-1]
+
         if _origin(request.url) != _origin(api.base_url):
             raise ConfigurationError(
                 f"{api.name}: a request for another host than that of its base_url is not sent"
             )
         headers, params = {**self._headers, **request.headers}, dict(request.params)
-        if api.auth is not None:
-            api.auth.apply(headers, params, self._secrets)
+        if isinstance(api.auth, TokenAuth):
+            if access is None:
+                raise ConfigurationError(f"{api.name}: a call without the access token is not sent")
+            used.append(access)
+            api.auth.carry(headers, access)
+        elif api.auth is not None:
+            api.auth.apply(headers, params, resolve)
+        for name, secret in api.secret_headers.items():
+            headers[name] = resolve(secret)
         _check_headers(api, headers)
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
@@ -252,7 +283,14 @@ class Client:
         return dict(distinct.values()), f"{parts.path or '/'}{'?' if query else ''}{query}"
 
     def _exchange(
-        self, request: Request, headers: dict[str, str], target: str, limit_s: float, started: float
+        self,
+        request: Request,
+        headers: dict[str, str],
+        target: str,
+        *,
+        limit_s: float,
+        started: float,
+        most_bytes: int,
     ) -> Answer:
         # The pool and not a session of `requests` sends: a session takes half as long again, follows, keeps
         # cookies, and reads without limit.
@@ -268,20 +306,12 @@ class Client:
             preload_content=False,
         )
         try:
-            body = b"".join(self._read(response))
+            body = b"".join(_read(response, most_bytes))
         except BaseException:
             response.close()
             response.release_conn()
             raise
         return Answer(response.status, dict(response.headers), body, time.monotonic() - started)
-
-    def _read(self, response: BaseHTTPResponse) -> Iterator[bytes]:
-        size = 0
-        while chunk := response.read(_CHUNK_BYTES, decode_content=True):
-            size += len(chunk)
-            if size > self._max_body_bytes:
-                raise _BodyTooLargeError(f"the body is larger than {self._max_body_bytes / MIB:g} MiB")
-            yield chunk
 
     def _pool(self, url: str) -> HTTPConnectionPool:
         # No lock: a lock held at a fork would stay held in the child, and a pool made twice harms nobody.
@@ -322,6 +352,23 @@ def client() -> Client:
         max_body_bytes=settings.max_body_mib * MIB,
         pool_size=max(settings.concurrency, 4),
     )
+
+
+def _read(response: BaseHTTPResponse, most_bytes: int) -> Iterator[bytes]:
+    size = 0
+    while chunk := response.read(_CHUNK_BYTES, decode_content=True):
+        size += len(chunk)
+        if size > most_bytes:
+            raise _BodyTooLargeError(f"the body is larger than {most_bytes / MIB:g} MiB")
+        yield chunk
+
+
+def _without(secrets: list[str], answer: Answer) -> Answer:
+    """An answer that repeats no secret: errors are shown."""
+    body = answer.body
+    for secret in secrets:
+        body = body.replace(secret.encode(), b"***")
+    return answer if body is answer.body else replace(answer, body=body)
 
 
 def _network_error(api: Api, error: BaseException, limit_s: float, *, late: bool) -> NetworkError:

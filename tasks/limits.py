@@ -13,13 +13,14 @@ from resilience.circuits import Circuits
 from resilience.errors import ConfigurationError, DatabaseError
 from resilience.guard import Ask, CircuitState, CircuitView, Guard, Transition
 from resilience.limiter import RateLimiter
-from resilience.policy import Lane, Limit
+from resilience.policy import BreakerPolicy, Lane, Limit
 from resilience.store import LimitReading
 from resilience.store.away import SharingStore
 from resilience.store.memory import MemoryStore
 from resilience.store.redis import RedisStore
 from tasks import events, heartbeat
 from tasks.circuits import recall
+from tasks.collectors.oauth import TokenAuth
 from tasks.collectors.registry import collectors, endpoint_of
 from tasks.collectors.spec import Api, Endpoint
 from tasks.collectors.tiers import Tier
@@ -164,6 +165,26 @@ def _shared_ask(
     return replace(ask, gate=f"tier:{endpoint.name}.{tier.name}", banned=())
 
 
+def token_ask(api: Api) -> Ask:
+    """What has to agree before the token server of an Api is called: a circuit of its own."""
+    return Ask(api=api.name, circuits=(token_circuit(api),), limits=(), gate="token-server")
+
+
+def token_circuit(api: Api) -> CircuitBreaker:
+    """The circuit of the token server; no endpoint can be called like that."""
+    name = ".".join(filter(None, (api.name, api.account, "token-server")))
+    return _token_circuit(api.name, name, api.breaker)
+
+
+@lru_cache(maxsize=1024)
+def _token_circuit(api: str, name: str, policy: BreakerPolicy) -> CircuitBreaker:
+    breaker = CircuitBreaker(
+        name=name, api=api, policy=replace(policy, permit_lease=_lease()), store=guard().store
+    )
+    breaker.on_transition(announce)
+    return breaker
+
+
 def _limiter(endpoint: Endpoint, limit: Limit, sharer: str) -> RateLimiter:
     return RateLimiter(
         name=limit.spec,
@@ -213,6 +234,8 @@ def registry() -> Circuits:
     """The circuits of all collectors of this installation."""
     found = Circuits(guard().store)
     for api in collectors().values():
+        if isinstance(api.auth, TokenAuth):
+            found.register(token_circuit(api))
         for endpoint in api.endpoints.values():
             for breaker in chain.from_iterable(circuits_of(endpoint, tier) for tier in _ways(endpoint)):
                 found.register(breaker)
@@ -226,8 +249,7 @@ def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
     that lets most through.
     """
     through = {
-        endpoint.full_name: [circuits_of(endpoint, tier) for tier in _ways(endpoint)]
-        for endpoint in endpoints
+        endpoint.full_name: [_passed(endpoint, tier) for tier in _ways(endpoint)] for endpoint in endpoints
     }
     every = chain.from_iterable(chain.from_iterable(through.values()))
     views = guard().circuits(list(dict.fromkeys(every)))
@@ -238,6 +260,14 @@ def circuits(endpoints: Sequence[Endpoint]) -> dict[str, CircuitView]:
         )
         for name, ways in through.items()
     }
+
+
+def _passed(endpoint: Endpoint, tier: Tier | None) -> tuple[CircuitBreaker, ...]:
+    """The circuits of a call and of the token that it carries."""
+    own = circuits_of(endpoint, tier)
+    if isinstance(endpoint.api.auth, TokenAuth) and (tier is None or tier.base_url is None):
+        return (*own, token_circuit(endpoint.api))
+    return own
 
 
 def _openness(view: CircuitView) -> tuple[int, int]:

@@ -350,9 +350,16 @@ accounts = Table(
     Column("api", String(100), nullable=False),
     Column("name", String(200), nullable=False),
     Column("token", Text),  # encrypted
-    Column("expires_at", UtcDateTime),
-    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("expires_at", UtcDateTime),  # when its access token is no longer used
+    Column("fence", Integer, nullable=False, server_default="0"),  # how often somebody set out to refresh
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("version", Integer, nullable=False, server_default="0"),  # how often tokens were stored
+    Column("leased_until", UtcDateTime),  # when somebody else may refresh
+    Column("salt", String(32), nullable=False, server_default=""),
+    Column("begun", Json, nullable=False, server_default="[]"),  # fingerprints of first refresh tokens
+    Column("refused", Json, nullable=False, server_default="[]"),  # fingerprints of secrets
+    Column("stopped_at", UtcDateTime),  # None: it may call
+    Column("reason", Text),
     PrimaryKeyConstraint("api", "name"),
 )
 

@@ -1,5 +1,6 @@
 """Environment and file → one frozen `Settings`; the only reader of `os.environ`."""
 
+import base64
 import functools
 import os
 import re
@@ -53,6 +54,17 @@ def credentials(text: str) -> tuple[str, str]:
 def _check_credentials(text: SecretStr | None) -> SecretStr | None:
     if text:
         credentials(text.get_secret_value())
+    return text
+
+
+def _keys(text: SecretStr | None) -> tuple[str, ...]:
+    return tuple(_split(text.get_secret_value())) if text else ()
+
+
+def _check_keys(text: SecretStr | None) -> SecretStr | None:
+    for key in _keys(text):
+        if len(base64.urlsafe_b64decode(key)) != 32:
+            raise ValueError
     return text
 
 
@@ -120,6 +132,13 @@ LogLevel = Annotated[
 ]
 
 
+TokenKey = Annotated[
+    SecretStr | None,
+    AfterValidator(_check_keys),
+    Field(description="a key as `penstock accounts new-key` makes it, or several, separated by commas"),
+]
+
+
 class Settings(BaseSettings):
     """Everything an installation can set. Each field is read from `PENSTOCK_<NAME>`.
 
@@ -138,6 +157,7 @@ class Settings(BaseSettings):
     collectors: Collectors = ()
     schedules: Schedules = ()
     flower_auth: Credentials = None
+    token_key: TokenKey = None
 
     pool: Literal["prefork", "threads"] = Field("prefork", description="prefork or threads")
     concurrency: Count = 4
@@ -210,6 +230,11 @@ class Settings(BaseSettings):
             return runtime.database_url
         return f"sqlite:///{self.state_dir / 'penstock.db'}"
 
+    @property
+    def token_keys(self) -> tuple[str, ...]:
+        """What tokens are encrypted with: the first; what they may have been encrypted with: all."""
+        return _keys(self.token_key)
+
     @functools.cached_property
     def overrides(self) -> Mapping[str, Any]:
         """The tables of the TOML file as written there; empty when there is no file. See `tasks.overrides`.
@@ -280,7 +305,7 @@ def _wrong_value(name: str, value: Any, given: Mapping[str, Any]) -> str:
     if field is None:
         return f"{name} is not a setting; {closest(name, Settings.model_fields)}"
     source = name if name in given else f"{_variable(name)} in the environment"
-    is_secret = name.endswith(("_url", "_auth"))
+    is_secret = name.endswith(("_url", "_auth", "_key"))
     return f"{source} {'' if is_secret else f'is {value!r}, but '}has to be {field.description}"
 
 

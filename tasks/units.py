@@ -27,12 +27,12 @@ from resilience.errors import (
     CollectionError,
     DatabaseError,
     NetworkError,
-    NoRowsError,
     PenstockError,
     RateLimitError,
     Refused,
     ServerError,
     StoreUnavailableError,
+    TokenFetchError,
 )
 from resilience.policy import Lane, RetryPolicy
 from tasks import bad_rows, store
@@ -44,6 +44,7 @@ from tasks.heartbeat import worker_id
 from tasks.outcomes import Outcome, UnitState
 from tasks.session import GuardedSession
 from tasks.settings import Settings, get_settings
+from tasks.tokens import AccountStopped
 from tasks.upsert import upsert
 from tasks.ways import Way, deciding, ways_of
 
@@ -74,6 +75,7 @@ RETRYABLE = (
     ServerError,
     RateLimitError,
     BadPayloadError,
+    TokenFetchError,
     Refused,
     SliceOver,
     StoreUnavailableError,
@@ -137,9 +139,9 @@ def next_step(
         return Again(0.0)
     if isinstance(error, Snooze):
         return _wait(error.seconds, {"ticket": error.ticket}, settings)
+    if isinstance(error, AccountStopped) or (isinstance(error, CircuitOpenError) and on_open == "skip"):
+        return End(Outcome.SKIPPED, error.code, {} if error.recoverable else {"error": error_facts(error)})
     if isinstance(error, CircuitOpenError):
-        if on_open == "skip":
-            return End(Outcome.SKIPPED, PARKED)
         until_s = (error.retry_at - now).total_seconds() if error.retry_at else 1.0
         return Later(max(0.0, until_s), {"parked_on": error.circuit, "reason": PARKED, "ticket": None})
     if isinstance(error, StoreUnavailableError):
@@ -148,12 +150,12 @@ def next_step(
         throttles = row["throttles"] + 1
         values = {"throttles": throttles, "rate_limited": True, "ticket": None}
         if throttles > settings.throttles_max:
-            return End(Outcome.FAILED, error.label, values)
+            return End(Outcome.FAILED, error.code, values)
         return _wait(policy.wait_s(throttles, error.retry_after_s, rng=rng), values, settings)
     attempts = row["attempts"] + (0 if probe and error.trips else 1)
     values = {"attempts": attempts, "throttles": 0, "error": error_facts(error), "ticket": None}
     if attempts >= policy.attempts or not error.recoverable:
-        return End(Outcome.FAILED, error.label, values)
+        return End(Outcome.FAILED, error.code, values)
     retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
     return _wait(
         policy.wait_s(max(attempts, 1), retry_after_s, rng=rng),
@@ -253,21 +255,16 @@ class Delivery:
 
     def _read(self) -> Page:
         if self.way.fetch is not None:
-            page = self._read_by(self.way.fetch)
-        else:
-            self.calls.admit()
-            page = self.parse(self.fetch())
-            self.calls.failure = None  # whatever its status: it was an answer that could be read
-        if page.next is None and self.endpoint.expect_rows and not self.records + len(page.rows):
-            raise NoRowsError(f"{self.endpoint.full_name} {self.unit.symbol}: there is no row, not even one")
-        return page
+            return self._read_by(self.way.fetch)
+        self.calls.admit()
+        return self.parse(self.fetch())
 
     def fetch(self) -> Answer:
-        """Make the declared call; raises what the network had against it."""
-        return self.calls.send(self.endpoint.request(self.unit, self.checkpoint), raises=False)
+        """Make the declared call; raises what the network or the server had against it."""
+        return self.calls.send(self.endpoint.request(self.unit, self.checkpoint))
 
     def parse(self, answer: Answer) -> Page:
-        """Turn the body into rows; raises what the server said was wrong, or BadPayloadError."""
+        """Turn the body into rows; raises BadPayloadError when it is not what was agreed on."""
         return self.endpoint.read(self.unit, self.checkpoint, answer)
 
     def _read_by(self, fetch: Fetch) -> Page:
@@ -447,7 +444,7 @@ class UnitTask(Task):  # type: ignore[misc]
         if isinstance(error, store.ClaimLost):
             return {"unit": kwargs["n"], "outcome": "duplicate"}
         claim: store.Claim | None = getattr(self.request, "claim", None)
-        code = error.label if isinstance(error, PenstockError) else type(error).__name__
+        code = error.code if isinstance(error, PenstockError) else type(error).__name__
         if not isinstance(error, (APIError, AuthenticationError, CollectionError)):
             logger.error("unit %s/%s failed by a mistake", kwargs["run"], kwargs["n"], exc_info=error)
         if claim is not None:

@@ -20,6 +20,7 @@ from tasks.collectors.values import Fetch, Unit
 from tasks.limits import ask_for
 from tasks.settings import Settings
 from tasks.store import Claim
+from tasks.tokens import AccountStopped
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Way:
         """
         if isinstance(error, Snooze):
             return self.own_host or error.reason == "half_open"
-        if isinstance(error, RateLimitError | AuthenticationError):
+        if isinstance(error, RateLimitError | AuthenticationError | AccountStopped):
             return self.own_host
         return falls(error)
 
@@ -58,7 +59,9 @@ def ways_of(
     weight, ticket = endpoint.weigh(unit), claim.row["ticket"]
     if not endpoint.tiers:
         ask = ask_for(endpoint, unit.symbol, lane, weight)
-        calls = Calls(endpoint.api, ask, claim, settings, ticket=ticket, stopping=stopping)
+        calls = Calls(
+            endpoint.api, ask, claim, settings, ticket=ticket, stopping=stopping, symbol=unit.symbol
+        )
         return [Way(None, endpoint.fetch, calls)]
     found = []
     tiers = ready(endpoint, settings.secret)
@@ -66,7 +69,16 @@ def ways_of(
         api = tier.api(endpoint.api, settings.secret)
         ask = ask_for(endpoint, unit.symbol, lane, weight, tier)
         patient = tier is tiers[-1]
-        calls = Calls(api, ask, claim, settings, ticket=ticket, stopping=stopping, patient=patient)
+        calls = Calls(
+            api,
+            ask,
+            claim,
+            settings,
+            ticket=ticket,
+            stopping=stopping,
+            symbol=unit.symbol,
+            patient=patient,
+        )
         found.append(Way(tier.name, tier.fetch, calls, tier.base_url is not None, tier.placeholder))
     return found
 
@@ -95,4 +107,6 @@ def deciding(errors: Mapping[str, Exception]) -> PenstockError:
     if waits:
         return min(waits, key=lambda each: each.seconds)
     opened = [each for each in ours if isinstance(each, CircuitOpenError)]
+    if not opened:
+        return ours[0]
     return min(opened, key=lambda each: each.retry_at.timestamp() if each.retry_at else 0.0)

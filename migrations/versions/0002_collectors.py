@@ -278,11 +278,39 @@ def upgrade() -> None:
         sa.Column("removed_at", UtcDateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_symbols")),
     )
+    op.create_table(
+        "zoho_accounts",
+        sa.Column("id", sa.String(length=50), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("owner", sa.String(length=50), nullable=False),
+        sa.Column("industry", sa.Text(), nullable=True),
+        sa.Column("phone", sa.Text(), nullable=True),
+        sa.Column("website", sa.Text(), nullable=True),
+        sa.Column("created_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("modified_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "data",
+            sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_zoho_accounts")),
+    )
+    op.add_column("accounts", sa.Column("version", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("accounts", sa.Column("leased_until", UtcDateTime(timezone=True), nullable=True))
+    op.add_column("accounts", sa.Column("salt", sa.String(length=32), server_default="", nullable=False))
+    for name in ("begun", "refused"):
+        kind = sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql")
+        op.add_column("accounts", sa.Column(name, kind, server_default="[]", nullable=False))
+    op.add_column("accounts", sa.Column("stopped_at", UtcDateTime(timezone=True), nullable=True))
+    op.add_column("accounts", sa.Column("reason", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_table("zoho_accounts")
     op.drop_table("symbols")
     op.drop_table("symbol_lists")
+    for name in ("reason", "stopped_at", "refused", "begun", "salt", "leased_until", "version"):
+        op.drop_column("accounts", name)
     op.drop_table("bad_rows")
     op.drop_column("results", "bad_rows")
     op.drop_column("units", "bad_rows")

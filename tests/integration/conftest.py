@@ -119,7 +119,7 @@ class Installation:
     @staticmethod
     def forget():
         """As in a process that has just started."""
-        from tasks import http, limits, store
+        from tasks import http, limits, store, tokens
         from tasks.collectors import registry
         from tasks.settings import get_settings
 
@@ -137,6 +137,8 @@ class Installation:
             limits._shared_ask,
             http.client,
             store._engine_of,
+            tokens._keeper_of,
+            limits._token_circuit,
         ):
             cached.cache_clear()
 
@@ -435,9 +437,7 @@ def fleet(installation, inbox, upstream):
 
 
 class Scripted:
-    """A server that answers as it is told: (status, headers, body), or a function of the path that says so, one after
-    the other, the last one for ever.
-    """
+    """A server that answers as it is told: (status, headers, body) one after the other, the last one for ever."""
 
     def __init__(self):
         from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -451,8 +451,7 @@ class Scripted:
             def do_GET(self):
                 scripted.requests.append((self.path, dict(self.headers)))
                 answers = scripted.answers
-                answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                status, headers, body = answer(self.path) if callable(answer) else answer
+                status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
