@@ -91,7 +91,7 @@ def test_reddit_to_the_end(ask):
     one, found, after = ask("reddit"), [], None
     one.login()
     while True:
-        answer = one.get("r/rivers/new", limit=100, **({"after": after} if after else {}))
+        answer = one.get("r/rivers/new", limit=100, raw_json=1, **({"after": after} if after else {}))
         found += [child["data"] for child in answer.json()["data"]["children"]]
         after = answer.json()["data"]["after"]
         if after is None:

@@ -192,6 +192,9 @@ class Program:
             query = dict(parse_qsl(scope["query_string"].decode()))
             headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
             body = await self.body(receive) if scope["method"] == "POST" else b""
+            if len(body) > LONGEST_BODY:
+                await reply(send, Answer(413, b'{"message":"too long"}'))
+                return
             request = Request(path, query, headers, scope["client"][0], scope["method"], body)
             await site.serve(request, send, receive)
         else:

@@ -1,10 +1,13 @@
 """What the fake APIs share: requests, answers, limits, and what can be told to each."""
 
+import base64
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from tests.upstream.meter import Meter
 
@@ -17,6 +20,19 @@ class Request:
     address: str
     method: str = "GET"
     body: bytes = b""
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The fields of a form in the body."""
+        return dict(parse_qsl(self.body.decode("latin-1")))
+
+    @property
+    def json(self) -> Any:
+        """The JSON in the body, None where there is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,19 @@ class RejectedError(Exception):
 
 def encode(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def seal(value: Any) -> str:
+    """A token for a page, which says nothing to who does not know how it was made."""
+    return base64.urlsafe_b64encode(encode(value)).decode()
+
+
+def unseal(token: str) -> list[Any]:
+    """What was sealed. Raises ValueError for what was not."""
+    value = json.loads(base64.urlsafe_b64decode(token))
+    if not isinstance(value, list):
+        raise ValueError("not a token of ours")
+    return value
 
 
 def retry_after(seconds: float) -> dict[str, str]:
@@ -114,6 +143,27 @@ class Api:
 
     def too_many(self, wait_s: float, limit: str) -> Answer:
         return Answer(429, self.trouble(429), retry_after(wait_s))
+
+    def wrong(self, name: str) -> RejectedError:
+        """How the API answers a parameter that it does not understand."""
+        return RejectedError(400, json.loads(self.trouble(400)))
+
+    def whole(self, query: Mapping[str, str], name: str, default: int, *, low: int = 1) -> int:
+        """A whole number among the parameters."""
+        text = query.get(name, str(default))
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < low:
+            raise self.wrong(name)
+        return int(text)
+
+    def unsealed(self, query: Mapping[str, str], name: str, size: int) -> list[Any]:
+        """What stands in a token among the parameters: so many values."""
+        try:
+            found = unseal(query[name])
+        except ValueError:
+            raise self.wrong(name) from None
+        if len(found) != size:
+            raise self.wrong(name)
+        return found
 
     def headers(self, key: str, now: float) -> dict[str, str]:
         """What every answer of the API carries."""

@@ -1,13 +1,13 @@
 """Google: the calendar with its sync tokens, and mail with its history."""
 
-import base64
-import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.upstream.apis.base import Answer, Charge, Request, encode
-from tests.upstream.apis.tokens import TokenApi
+from tests.upstream.apis.assertions import AssertionTokens
+from tests.upstream.apis.base import Answer, Charge, Request, encode, seal
+from tests.upstream.apis.tokens import TokenApi, Tokens
 from tests.upstream.data import LISTED_AT_S, mix, seed
 
 CALENDARS = ["primary", "team@example.com"]
@@ -39,15 +39,17 @@ def event(calendar: str, number: int, version: int = 0) -> dict[str, Any]:
         "end": whole
         if bits % 4 == 0
         else {"dateTime": day.replace(minute=59).isoformat(), "timeZone": "UTC"},
-        "updated": _z(at + (version if changed else 0)),
+        "updated": _z(at + (number if changed else 0)),
     }
 
 
-def events(calendar: str, version: int = 0, since: int | None = None) -> list[dict[str, Any]]:
-    """Every event, or those that changed since a version; what was cancelled comes only as a change."""
+def events(
+    calendar: str, version: int = 0, since: int | None = None, *, deleted: bool = False
+) -> list[dict[str, Any]]:
+    """Every event, or those that changed since a version; what was cancelled comes as a change, or if `deleted`."""
     if since is None:
-        found = (event(calendar, number, version) for number in range(EVENTS))
-        return [row for row in found if row["status"] != "cancelled"]
+        found = (event(calendar, number, version) for number in range(max(EVENTS, version + 1)))
+        return [row for row in found if deleted or row["status"] != "cancelled"]
     return [event(calendar, number, version) for number in range(since + 1, version + 1)]
 
 
@@ -78,31 +80,62 @@ def messages(mailbox: str, count: int = MESSAGES) -> list[dict[str, Any]]:
 
 
 class Google(TokenApi):
-    """What both share: errors with a reason in the body, tokens for pages, and a limit for a user and the project."""
+    """What both share: errors with a reason in the body, tokens for pages, and a limit for a user and the project.
+
+    Who comes with a refresh token is one user. A service account speaks for the subject of its assertion, and
+    each subject is a user of its own.
+    """
 
     refreshes = True
     page_cap = 40  # an API may give fewer rows than it was asked for
+    unit = "user"
+    STATES = {
+        400: ("invalid", "INVALID_ARGUMENT"),
+        401: ("authError", "UNAUTHENTICATED"),
+        403: ("rateLimitExceeded", "PERMISSION_DENIED"),
+        404: ("notFound", "NOT_FOUND"),
+        410: ("fullSyncRequired", "FAILED_PRECONDITION"),
+        429: ("rateLimitExceeded", "RESOURCE_EXHAUSTED"),
+    }
+
+    def token_server(self) -> Tokens:
+        return AssertionTokens(
+            self.name,
+            f"{self.name}/{self.token_path}",
+            rotates=False,
+            refreshes=True,
+            lifetime_s=self.lifetime_s,
+        )
+
+    def reset(self) -> None:
+        super().reset()
+        self.over_limit, self.forbidden = 403, False
+
+    def control(self, name: str, value: Any) -> None:
+        match name:
+            case "service_account":
+                self.tokens.trust(value["email"], value["public_key"])
+            case "over_limit":
+                if value not in {403, 429}:
+                    raise ValueError("over_limit is 403 or 429")
+                self.over_limit = value
+            case "forbidden":
+                self.forbidden = bool(value)
+            case _:
+                super().control(name, value)
 
     def too_many(self, wait_s: float, limit: str) -> Answer:
-        return Answer(403, self.trouble(403))
+        reason = "userRateLimitExceeded" if limit == "user" else "rateLimitExceeded"
+        return Answer(self.over_limit, self.error(self.over_limit, reason, "usageLimits"))
 
     def trouble(self, status: int) -> bytes:
-        reasons = {
-            401: "authError",
-            403: "rateLimitExceeded",
-            404: "notFound",
-            410: "fullSyncRequired",
-            429: "rateLimitExceeded",
-        }
-        reason = reasons.get(status, "backendError")
-        errors = [
-            {
-                "domain": "usageLimits" if status in {403, 429} else "global",
-                "reason": reason,
-                "message": reason,
-            }
-        ]
-        return encode({"error": {"code": status, "message": reason, "errors": errors}})
+        reason = self.STATES.get(status, ("backendError", ""))[0]
+        return self.error(status, reason, "usageLimits" if status in {403, 429} else "global")
+
+    def error(self, status: int, reason: str, domain: str) -> bytes:
+        errors = [{"domain": domain, "reason": reason, "message": reason}]
+        state = self.STATES.get(status, ("", "INTERNAL"))[1]
+        return encode({"error": {"code": status, "message": reason, "errors": errors, "status": state}})
 
     def charges(self, request: Request, key: str) -> list[Charge]:
         return [
@@ -110,26 +143,32 @@ class Google(TokenApi):
             for meter, _, weight in super().charges(request, key)
         ]
 
-    def cut(self, rows: list[Any], query: Any, *, scope: str) -> tuple[list[Any], str | None]:
-        """A page of the rows, and the token of the next one."""
-        start, issued_for = 0, scope
-        if token := query.get("pageToken"):
-            start, issued_for = json.loads(base64.urlsafe_b64decode(token))
-        if issued_for != scope:
-            raise ValueError("a page token of another request")
-        size = min(self.page_cap, int(query.get("maxResults", self.page_cap)))
-        page = rows[start : start + size]
+    def answer(self, request: Request, bad: frozenset[str], now: float) -> bytes | Answer:
+        if self.forbidden and not self.asks_token(request):
+            return Answer(403, self.error(403, "insufficientPermissions", "global"))
+        return super().answer(request, bad, now)
+
+    def subject(self, request: Request) -> str | None:
+        """The user whom a service account speaks for, None with the token of a user."""
+        account = self.tokens.whose(request.headers.get("authorization", "").partition(" ")[2])
+        return None if account in {None, "account"} else account
+
+    def cut(
+        self, rows: list[Any], query: Mapping[str, str], start: int, snapshot: list[Any]
+    ) -> tuple[list[Any], str | None]:
+        """A page of the rows, and the token of the next one, which is a page of the same snapshot."""
+        size = min(self.page_cap, self.whole(query, "maxResults", self.page_cap))
         after = start + size
-        return page, base64.urlsafe_b64encode(encode([after, scope])).decode() if after < len(rows) else None
+        return rows[start:after], seal([*snapshot, after]) if after < len(rows) else None
 
 
 class Calendar(Google):
-    """600 a minute for a user, 10,000 for the project."""
+    """600 a minute for a user, 10,000 for the project. What was not asked by a sync token gives none if filtered."""
 
     name = "calendar"
-    unit = "user"
     documented = {"amount": 600, "window_s": 60}
     further = {"project": (10_000, 60)}
+    FILTERS = frozenset({"timeMin", "timeMax", "updatedMin", "orderBy", "q"})
 
     def reset(self) -> None:
         super().reset()
@@ -148,38 +187,62 @@ class Calendar(Google):
         path, query = re.fullmatch(r"calendar/v3/calendars/([^/]+)/events", request.path), request.query
         if path is None or path[1] not in CALENDARS or path[1] in bad:
             return Answer(404, self.trouble(404))
-        since, upto = None, self.version
-        if token := query.get("syncToken"):
-            if {"timeMin", "timeMax", "updatedMin", "orderBy", "q"} & query.keys():
-                return Answer(400, self.trouble(400))
-            syncs, since = json.loads(base64.urlsafe_b64decode(token))
+        since, filtered = None, self.FILTERS & query.keys()
+        if "syncToken" in query:
+            if filtered:
+                raise self.wrong("syncToken")
+            calendar, syncs, since = self.unsealed(query, "syncToken", 3)
+            if calendar != path[1]:
+                raise self.wrong("syncToken")
             if syncs != self.syncs:
                 return Answer(410, self.trouble(410))
-        rows = events(path[1], upto, since)
+        upto, hole, start = self.version, False, 0
+        if "pageToken" in query:
+            calendar, began, upto, hole, start = self.unsealed(query, "pageToken", 5)
+            if (calendar, began) != (path[1], since):
+                raise self.wrong("pageToken")
         # Between the first and the second page there is one without events, as the real one gives now and then.
-        start = query.get("pageToken")
-        if start is not None and start.startswith("hole-"):
-            return encode(
-                {"kind": "calendar#events", "items": [], "nextPageToken": start.removeprefix("hole-")}
-            )
-        page, after = self.cut(rows, query, scope=f"{path[1]} {since} {upto}")
+        if hole:
+            return self._page([], {"nextPageToken": seal([path[1], since, upto, False, start])})
+        deleted = query.get("showDeleted") == "true"
+        rows = self._filter(events(path[1], upto, since, deleted=deleted), query)
+        page, after = self.cut(rows, query, start, [path[1], since, upto, start == 0])
         if after is not None:
-            return encode(
-                {
-                    "kind": "calendar#events",
-                    "items": page,
-                    "nextPageToken": after if start else f"hole-{after}",
-                }
-            )
-        token = base64.urlsafe_b64encode(encode([self.syncs, upto])).decode()
-        return encode({"kind": "calendar#events", "items": page, "nextSyncToken": token})
+            return self._page(page, {"nextPageToken": after})
+        return self._page(page, {} if filtered else {"nextSyncToken": seal([path[1], self.syncs, upto])})
+
+    @staticmethod
+    def _page(items: list[Any], more: dict[str, str]) -> bytes:
+        return encode({"kind": "calendar#events", "items": items, **more})
+
+    def _filter(self, rows: list[dict[str, Any]], query: Mapping[str, str]) -> list[dict[str, Any]]:
+        if name := {"orderBy", "q"} & query.keys():
+            raise self.wrong(min(name))  # not spoken here
+        bounds = {
+            "timeMin": lambda row, at: _moment(row["end"]) > at,
+            "timeMax": lambda row, at: _moment(row["start"]) < at,
+            "updatedMin": lambda row, at: datetime.fromisoformat(row["updated"]) >= at,
+        }
+        for name in bounds.keys() & query.keys():
+            try:
+                at = datetime.fromisoformat(query[name])
+            except ValueError:
+                raise self.wrong(name) from None
+            if at.tzinfo is None:
+                raise self.wrong(name)
+            rows = [row for row in rows if row["status"] == "cancelled" or bounds[name](row, at)]
+        return rows
+
+
+def _moment(at: Mapping[str, str]) -> datetime:
+    text = at.get("dateTime") or f"{at['date']}T00:00:00+00:00"
+    return datetime.fromisoformat(text)
 
 
 class Gmail(Google):
     """6,000 units a minute for a user; a list and a message cost 5, the history 2, the profile 1."""
 
     name = "gmail"
-    unit = "user"
     documented = {"amount": 6000, "window_s": 60}
     further = {"project": (1_200_000, 60)}
 
@@ -200,35 +263,59 @@ class Gmail(Google):
         return 2 if path.endswith("/history") else 1 if path.endswith("/profile") else 5
 
     def found(self, request: Request, bad: frozenset[str], now: float) -> bytes | Answer:
-        path, query = (
-            re.fullmatch(r"gmail/v1/users/([^/]+)/(profile|messages|history)(?:/(\w+))?", request.path),
-            request.query,
-        )
+        path = re.fullmatch(r"gmail/v1/users/([^/]+)/(?:(profile|history)|messages(?:/(\w+))?)", request.path)
         if path is None or path[1] in bad:
             return Answer(404, self.trouble(404))
         mailbox, kind, wanted = path.groups()
-        newest = str(FIRST_HISTORY + self.count)
+        if subject := self.subject(request):
+            if mailbox not in {"me", subject}:
+                return Answer(403, self.error(403, "forbidden", "global"))
+            mailbox = subject
         if wanted is not None:
-            number = int(wanted[1:], 16)
-            if number >= self.count or number % VANISHED == VANISHED - 1:
-                return Answer(404, self.trouble(404))
-            return encode(message(mailbox, number))
+            return self._message(mailbox, wanted)
         if kind == "profile":
+            newest = str(FIRST_HISTORY + self.count)
             return encode({"emailAddress": mailbox, "messagesTotal": self.count, "historyId": newest})
-        ids = [{"id": f"m{n:08x}", "threadId": f"t{n // 3:08x}"} for n in range(self.count)]
-        if kind == "messages":
-            page, after = self.cut(ids[::-1], query, scope=f"messages {self.count}")
-            said: dict[str, Any] = {"messages": page} if page else {}
-            said["resultSizeEstimate"] = self.count
-        else:
-            start = int(query["startHistoryId"])
-            if start < self.oldest:
-                return Answer(404, self.trouble(404))
-            added = [
-                {"id": str(FIRST_HISTORY + n + 1), "messages": [each], "messagesAdded": [{"message": each}]}
-                for n, each in enumerate(ids)
-                if n >= start - FIRST_HISTORY
-            ]
-            page, after = self.cut(added, query, scope=f"history {start} {self.count}")
-            said = ({"history": page} if page else {}) | {"historyId": newest}
+        return self._history(request.query) if kind == "history" else self._list(request.query)
+
+    def _message(self, mailbox: str, wanted: str) -> bytes | Answer:
+        if not re.fullmatch("m[0-9a-f]{8}", wanted):
+            raise self.wrong("id")
+        number = int(wanted[1:], 16)
+        if number >= self.count or number % VANISHED == VANISHED - 1:
+            return Answer(404, self.trouble(404))
+        return encode(message(mailbox, number))
+
+    def _list(self, query: Mapping[str, str]) -> bytes:
+        if name := {"q", "labelIds"} & query.keys():
+            raise self.wrong(min(name))  # not spoken here
+        start, count = 0, self.count
+        if "pageToken" in query:
+            kind, count, start = self.unsealed(query, "pageToken", 3)
+            if kind != "messages":
+                raise self.wrong("pageToken")
+        page, after = self.cut(_ids(count)[::-1], query, start, ["messages", count])
+        said = {"messages": page} if page else {}
+        return encode(said | {"resultSizeEstimate": count} | ({"nextPageToken": after} if after else {}))
+
+    def _history(self, query: Mapping[str, str]) -> bytes | Answer:
+        began = self.whole(query, "startHistoryId", 0)
+        if began < self.oldest:
+            return Answer(404, self.trouble(404))
+        start, count = 0, self.count
+        if "pageToken" in query:
+            kind, issued_for, count, start = self.unsealed(query, "pageToken", 4)
+            if (kind, issued_for) != ("history", began):
+                raise self.wrong("pageToken")
+        added = [
+            {"id": str(FIRST_HISTORY + n + 1), "messages": [each], "messagesAdded": [{"message": each}]}
+            for n, each in enumerate(_ids(count))
+            if n >= began - FIRST_HISTORY
+        ]
+        page, after = self.cut(added, query, start, ["history", began, count])
+        said = ({"history": page} if page else {}) | {"historyId": str(FIRST_HISTORY + count)}
         return encode(said | ({"nextPageToken": after} if after else {}))
+
+
+def _ids(count: int) -> list[dict[str, str]]:
+    return [{"id": f"m{n:08x}", "threadId": f"t{n // 3:08x}"} for n in range(count)]

@@ -1,6 +1,9 @@
 """HPE GreenLake: devices and subscriptions of a workspace, by offset."""
 
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from tests.upstream.apis.base import Answer, Charge, Request, encode
@@ -11,12 +14,15 @@ WORKSPACE = "7600415a-8876-5722-9f3c-b0fd11112283"
 COUNTS = {"devices": 4321, "subscriptions": 130}
 
 
+def _z(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _at(bits: int) -> str:
-    at = datetime.fromtimestamp(LISTED_AT_S + bits % 50_000_000, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _z(LISTED_AT_S + bits % 50_000_000)
 
 
-def device(number: int) -> dict[str, Any]:
+def device(number: int, touched_at: int | None = None) -> dict[str, Any]:
     bits = mix(77, number)
     return {
         "id": f"d{number:07d}",
@@ -27,12 +33,12 @@ def device(number: int) -> dict[str, Any]:
         "model": None if bits % 9 == 0 else f"63{bits % 90 + 10}M",
         "macAddress": f"{bits % 2**48:012x}",
         "createdAt": _at(bits),
-        "updatedAt": _at(bits + 86_400),
+        "updatedAt": _at(bits + 86_400) if touched_at is None else _z(touched_at),
         "generation": bits % 5,
     }
 
 
-def subscription(number: int) -> dict[str, Any]:
+def subscription(number: int, touched_at: int | None = None) -> dict[str, Any]:
     bits = mix(78, number)
     return {
         "id": f"s{number:07d}",
@@ -44,7 +50,7 @@ def subscription(number: int) -> dict[str, Any]:
         "startTime": _at(bits),
         "endTime": _at(bits + 31_536_000),
         "createdAt": _at(bits),
-        "updatedAt": _at(bits + 3600),
+        "updatedAt": _at(bits + 3600) if touched_at is None else _z(touched_at),
         "tags": {},
     }
 
@@ -52,20 +58,47 @@ def subscription(number: int) -> dict[str, Any]:
 ROWS = {"devices": device, "subscriptions": subscription}
 
 
-def rows(kind: str) -> list[dict[str, Any]]:
-    """All devices or subscriptions, by id."""
+def rows(kind: str, touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+    """All devices or subscriptions, by id; `touched` says which were modified or added, and when."""
+    changed = {number: ROWS[kind](number, at) for number, at in (touched or {}).items()}
+    found = dict(enumerate(_untouched(kind))) | changed
+    return [found[number] for number in sorted(found)]
+
+
+@cache
+def _untouched(kind: str) -> list[dict[str, Any]]:
     return [ROWS[kind](number) for number in range(COUNTS[kind])]
 
 
 class GreenLake(TokenApi):
-    """160 a minute for devices, 60 for subscriptions; how long to wait stands in the body."""
+    """160 a minute for devices, 60 for subscriptions; how long to wait stands in the body.
+
+    What changed last comes first, unless sorted by id: by offset, who does not sort misses rows and sees some twice.
+    """
 
     name = "greenlake"
     token_path = f"authorization/v2/oauth2/{WORKSPACE}/token"
     unit = "devices"
     documented = {"amount": 160, "window_s": 60}
     further = {"subscriptions": (60, 60)}
+    lifetime_s = 7200.0
     MOST = {"devices": (2000, 2000), "subscriptions": (50, 100)}  # by default, and at most
+
+    def reset(self) -> None:
+        super().reset()
+        self.touched: dict[str, dict[int, int]] = {kind: {} for kind in COUNTS}
+
+    def control(self, name: str, value: Any) -> None:
+        match name:
+            case "touch":
+                for touched in self.touched.values():
+                    touched.update(dict.fromkeys(range(int(value["count"])), int(value["at"])))
+            case "add":
+                for kind, touched in self.touched.items():
+                    first = max(COUNTS[kind], max(touched, default=0) + 1)
+                    touched.update(dict.fromkeys(range(first, first + int(value["count"])), int(value["at"])))
+            case _:
+                super().control(name, value)
 
     def charges(self, request: Request, key: str) -> list[Charge]:
         if self.asks_token(request):
@@ -84,7 +117,11 @@ class GreenLake(TokenApi):
         return {"httpStatusCode": status, "errorCode": code, "message": code.lower(), "debugId": "4711"}
 
     def trouble(self, status: int) -> bytes:
-        codes = {401: "HPE_GL_ERROR_UNAUTHORIZED", 429: "HPE_GL_ERROR_TOO_MANY_REQUESTS"}
+        codes = {
+            400: "HPE_GL_ERROR_BAD_REQUEST",
+            401: "HPE_GL_ERROR_UNAUTHORIZED",
+            429: "HPE_GL_ERROR_TOO_MANY_REQUESTS",
+        }
         return encode(self._error(status, codes.get(status, "HPE_GL_ERROR_INTERNAL_SERVER_ERROR")))
 
     def found(self, request: Request, bad: frozenset[str], now: float) -> bytes | Answer:
@@ -93,10 +130,27 @@ class GreenLake(TokenApi):
         )
         if kind is None:
             return Answer(404, encode(self._error(404, "HPE_GL_ERROR_NOT_FOUND")))
-        usual, most = self.MOST[kind]
-        limit, offset = int(request.query.get("limit", usual)), int(request.query.get("offset", 0))
-        if not 1 <= limit <= most:
-            return Answer(400, encode(self._error(400, "HPE_GL_ERROR_BAD_REQUEST")))
-        numbers = range(offset, min(offset + limit, COUNTS[kind]))
-        page = [ROWS[kind](number) for number in numbers]
-        return encode({"items": page, "count": len(page), "offset": offset, "total": COUNTS[kind]})
+        query, (usual, most) = request.query, self.MOST[kind]
+        limit, offset = self.whole(query, "limit", usual), self.whole(query, "offset", 0, low=0)
+        if limit > most:
+            raise self.wrong("limit")
+        found = self._filtered(rows(kind, self.touched[kind]), query)
+        page = found[offset : offset + limit]
+        return encode({"items": page, "count": len(page), "offset": offset, "total": len(found)})
+
+    def _filtered(self, found: list[dict[str, Any]], query: Mapping[str, str]) -> list[dict[str, Any]]:
+        if "filter" in query:
+            since = re.fullmatch(r"updatedAt (ge|gt) '(\d{4}-\d\d-\d\dT[\d:.]+Z)'", query["filter"])
+            if since is None:
+                raise self.wrong("filter")
+            try:
+                at = datetime.fromisoformat(since[2])
+            except ValueError:
+                raise self.wrong("filter") from None
+            kept = {"ge": datetime.__ge__, "gt": datetime.__gt__}[since[1]]
+            found = [row for row in found if kept(datetime.fromisoformat(row["updatedAt"]), at)]
+        if "sort" not in query:
+            return sorted(found, key=lambda row: row["updatedAt"], reverse=True)
+        if query["sort"] not in {"id", "id asc"}:
+            raise self.wrong("sort")
+        return found

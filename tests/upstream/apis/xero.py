@@ -1,8 +1,10 @@
 """Xero: invoices and contacts of tenants, refresh tokens that serve once, and three limits at a time."""
 
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from tests.upstream.apis.base import Answer, Charge, RejectedError, Request, encode, retry_after
@@ -43,7 +45,7 @@ def invoice(tenant: str, number: int, touched_at: int | None = None) -> dict[str
         "Total": bits % 10**7 / 100,
         "AmountDue": bits % 10**6 / 100,
         "CurrencyCode": ("NZD", "AUD", "EUR")[bits % 3],
-        "LineItems": [],
+        "LineItems": [{"LineItemID": _id(tenant, "Lines", number), "LineAmount": bits % 10**7 / 100}],
         "UpdatedDateUTC": _date(at if touched_at is None else touched_at, offset=bits % 2 == 0),
     }
 
@@ -66,9 +68,15 @@ ROWS = {"Invoices": invoice, "Contacts": contact}
 
 
 def rows(kind: str, tenant: str, touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
-    """Every invoice or contact of a tenant, by id; `touched` says which were modified, and when."""
-    found = (ROWS[kind](tenant, number, (touched or {}).get(number)) for number in range(COUNTS[kind]))
-    return sorted(found, key=lambda row: row[IDS[kind]])
+    """Every invoice or contact of a tenant, by id; `touched` says which were modified or added, and when."""
+    changed = {number: ROWS[kind](tenant, number, at) for number, at in (touched or {}).items()}
+    found = dict(enumerate(_untouched(kind, tenant))) | changed
+    return sorted(found.values(), key=lambda row: row[IDS[kind]])
+
+
+@lru_cache(maxsize=8)
+def _untouched(kind: str, tenant: str) -> list[dict[str, Any]]:
+    return [ROWS[kind](tenant, number) for number in range(COUNTS[kind])]
 
 
 def updated_s(row: Mapping[str, Any]) -> int:
@@ -76,7 +84,10 @@ def updated_s(row: Mapping[str, Any]) -> int:
 
 
 class Xero(TokenApi):
-    """60 a minute, 5,000 a day and 5 at once for a tenant, 10,000 a minute for the app."""
+    """60 a minute, 5,000 a day and 5 at once for a tenant, 10,000 a minute for the app.
+
+    Archived contacts come only to who asks for them, and the lines of invoices only in pages.
+    """
 
     name = "xero"
     token_path = "connect/token"
@@ -84,19 +95,31 @@ class Xero(TokenApi):
     documented = {"amount": 60, "window_s": 60, "at_once": 5}
     further = {"day": (5000, 86_400), "app": (10_000, 60)}
     rotates = refreshes = True
+    lifetime_s = 1800.0
 
     def reset(self) -> None:
         super().reset()
-        self.touched: dict[int, int] = {}
+        self.touched: dict[str, dict[int, int]] = {kind: {} for kind in COUNTS}
+        self.offline: frozenset[str] = frozenset()
 
     def control(self, name: str, value: Any) -> None:
-        if name != "touch":
-            return super().control(name, value)
-        return self.touched.update(dict.fromkeys(range(int(value["count"])), int(value["at"])))
+        match name:
+            case "touch":
+                for touched in self.touched.values():
+                    touched.update(dict.fromkeys(range(int(value["count"])), int(value["at"])))
+            case "add":
+                for kind, touched in self.touched.items():
+                    first = max(COUNTS[kind], max(touched, default=0) + 1)
+                    touched.update(dict.fromkeys(range(first, first + int(value["count"])), int(value["at"])))
+            case "offline":
+                self.offline = frozenset(value)
+            case _:
+                super().control(name, value)
 
     def key(self, request: Request) -> str:
-        if super().key(request) == "token":
-            return "token"
+        account = super().key(request)
+        if account == "token" or request.path == "connections":
+            return account
         tenant = request.headers.get("xero-tenant-id", "")
         if tenant not in TENANTS:
             raise RejectedError(
@@ -105,6 +128,8 @@ class Xero(TokenApi):
         return tenant
 
     def charges(self, request: Request, key: str) -> list[Charge]:
+        if request.path == "connections":
+            return [(self.meters["app"], "app", 1)]
         of_app = {"app": "app"}
         return [
             (meter, of_app.get(meter.name, key), weight) for meter, _, weight in super().charges(request, key)
@@ -128,22 +153,33 @@ class Xero(TokenApi):
     def trouble(self, status: int) -> bytes:
         if status == 401:
             return encode({"Title": "Unauthorized", "Status": 401, "Detail": "TokenExpired: token expired"})
+        if status == 400:
+            return encode({"ErrorNumber": 16, "Type": "QueryParseException", "Message": "Bad parameter"})
+        if status == 503:
+            return encode(
+                {"Title": "Service Unavailable", "Status": 503, "Detail": "Organisation is offline"}
+            )
         return encode({"ErrorNumber": 500, "Type": "InternalError", "Message": "An error occurred in Xero."})
 
     def found(self, request: Request, bad: frozenset[str], now: float) -> bytes | Answer:
+        if request.path == "connections":
+            return encode(
+                [
+                    {"id": _id(each, "Connections", 0), "tenantId": each, "tenantType": "ORGANISATION"}
+                    | {"tenantName": f"Waterworks {number}"}
+                    for number, each in enumerate(TENANTS)
+                ]
+            )
         kind, query = request.path.removeprefix("api.xro/2.0/"), request.query
         if kind not in ROWS:
-            return Answer(
-                404, encode({"Type": None, "Message": "The resource you're looking for cannot be found"})
-            )
+            missing = {"Type": None, "Message": "The resource you're looking for cannot be found"}
+            return Answer(404, encode(missing))
+        tenant = request.headers["xero-tenant-id"]
+        if tenant in self.offline:
+            return Answer(503, self.trouble(503))
         if "json" not in request.headers.get("accept", ""):
             return Answer(200, b"<Response><Status>OK</Status></Response>", content_type="text/xml")
-        found = rows(kind, request.headers["xero-tenant-id"], self.touched)
-        if since := request.headers.get("if-modified-since"):
-            after = datetime.strptime(since, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
-            found = [row for row in found if updated_s(row) >= after]
-        if query.get("order", IDS[kind]) != IDS[kind]:
-            found.sort(key=updated_s)
+        found = self._selected(kind, tenant, request)
         head = {
             "Id": str(uuid.UUID(int=4711)),
             "Status": "OK",
@@ -151,11 +187,29 @@ class Xero(TokenApi):
             "DateTimeUTC": _date(int(now)),
         }
         if "page" not in query:
-            return encode(head | {kind: found})
-        size, page = int(query.get("pageSize", 100)), int(query["page"])
-        if not 1 <= size <= 1000 or page < 1:
-            return Answer(
-                400, encode({"ErrorNumber": 16, "Type": "QueryParseException", "Message": "Bad page"})
+            return encode(
+                head | {kind: [row | ({"LineItems": []} if "LineItems" in row else {}) for row in found]}
             )
+        size, page = self.whole(query, "pageSize", 100), self.whole(query, "page", 1)
+        if size > 1000:
+            raise self.wrong("pageSize")
         pages = {"page": page, "pageSize": size, "pageCount": -(-len(found) // size), "itemCount": len(found)}
         return encode(head | {"pagination": pages, kind: found[(page - 1) * size : page * size]})
+
+    def _selected(self, kind: str, tenant: str, request: Request) -> list[dict[str, Any]]:
+        found = rows(kind, tenant, self.touched[kind])
+        if request.query.get("includeArchived") != "true":
+            found = [row for row in found if row.get("ContactStatus") != "ARCHIVED"]
+        if since := request.headers.get("if-modified-since"):
+            try:
+                after = datetime.strptime(since, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
+            except ValueError:
+                raise self.wrong("If-Modified-Since") from None
+            found = [row for row in found if updated_s(row) >= after]
+        order = re.fullmatch(
+            rf"(UpdatedDateUTC|{IDS[kind]})(?: (ASC|DESC))?", request.query.get("order", IDS[kind])
+        )
+        if order is None:
+            raise self.wrong("order")
+        by = updated_s if order[1] == "UpdatedDateUTC" else lambda row: row[IDS[kind]]
+        return sorted(found, key=by, reverse=order[2] == "DESC")

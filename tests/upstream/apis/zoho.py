@@ -1,15 +1,16 @@
 """Zoho CRM: accounts by REST, in pages by token, and by an MCP server."""
 
-import base64
 import json
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.upstream.apis.base import Answer, Charge, Request, encode
+from tests.upstream.apis.base import Answer, Charge, RejectedError, Request, encode, seal
 from tests.upstream.apis.tokens import TokenApi
 from tests.upstream.data import LISTED_AT_S, mix
 
 ACCOUNTS = 523
+DEEPEST = 2000  # records that pages by number reach
 MCP_PATH = "mcp/let-me-in"
 
 
@@ -17,7 +18,7 @@ def _at(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def account(number: int) -> dict[str, Any]:
+def account(number: int, touched_at: int | None = None) -> dict[str, Any]:
     bits = mix(60, number)
     at = LISTED_AT_S + bits % 50_000_000
     return {
@@ -28,17 +29,21 @@ def account(number: int) -> dict[str, Any]:
         "Phone": None if bits % 2 else f"+41 44 {bits % 10**7:07d}",
         "Website": None if bits % 4 else f"https://account{number}.example",
         "Created_Time": _at(at),
-        "Modified_Time": _at(at + bits % 1_000_000),
+        "Modified_Time": _at(at + bits % 1_000_000 if touched_at is None else touched_at),
     }
 
 
-def accounts() -> list[dict[str, Any]]:
-    """Every account, by id."""
-    return [account(number) for number in range(ACCOUNTS)]
+def accounts(touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+    """Every account, by id; `touched` says which were modified or added, and when."""
+    numbers = range(max(ACCOUNTS, max(touched or (), default=0) + 1))
+    return [account(number, (touched or {}).get(number)) for number in numbers]
 
 
 class Zoho(TokenApi):
-    """10 at once and 5,000 credits in 24 hours; 429 names no wait; nothing is 204."""
+    """10 at once and 5,000 credits in 24 hours; 429 names no wait; nothing is 204.
+
+    Pages have numbers up to 2,000 records, and tokens beyond, which hold for a day.
+    """
 
     name = "zoho"
     token_path = "oauth/v2/token"
@@ -50,11 +55,22 @@ class Zoho(TokenApi):
     def reset(self) -> None:
         super().reset()
         self.mcp, self.rest, self.mcp_calls = True, True, 0
+        self.mcp_error = False
+        self.touched: dict[int, int] = {}
 
     def control(self, name: str, value: Any) -> None:
         match name:
             case "mcp":
                 self.mcp = bool(value)
+            case "mcp_error":  # a tool that fails says so inside a success
+                self.mcp_error = bool(value)
+            case "touch":
+                self.touched.update(dict.fromkeys(range(int(value["count"])), int(value["at"])))
+            case "add":
+                first = max(ACCOUNTS, max(self.touched, default=0) + 1)
+                self.touched.update(
+                    dict.fromkeys(range(first, first + int(value["count"])), int(value["at"]))
+                )
             case "rest":
                 self.rest = bool(value)
             case _:
@@ -73,55 +89,95 @@ class Zoho(TokenApi):
         return Answer(429, self.trouble(429))
 
     def trouble(self, status: int) -> bytes:
-        codes = {401: "INVALID_TOKEN", 429: "TOO_MANY_REQUESTS"}
+        codes = {400: "INVALID_DATA", 401: "INVALID_TOKEN", 429: "TOO_MANY_REQUESTS"}
         code = codes.get(status, "INTERNAL_ERROR")
         return encode({"code": code, "details": {}, "message": code.lower(), "status": "error"})
 
     def found(self, request: Request, bad: frozenset[str], now: float) -> bytes | Answer:
         if request.path == MCP_PATH:
-            return self._mcp(request)
+            return self._mcp(request, now)
         if not self.rest:
             return Answer(503, self.trouble(503))
         if request.path != "crm/v8/Accounts":
             return Answer(404, encode({"code": "INVALID_URL_PATTERN", "status": "error"}))
-        if not request.query.get("fields"):
+        fields = request.query.get("fields", "")
+        if not fields:
             return Answer(400, encode({"code": "REQUIRED_PARAM_MISSING", "status": "error"}))
-        found = accounts()
+        if fields.count(",") >= 50:
+            raise self.wrong("fields")
+        found = accounts(self.touched)
         if since := request.headers.get("if-modified-since"):
-            after = datetime.fromisoformat(since)
+            try:
+                after = datetime.fromisoformat(since)
+            except ValueError:
+                raise self.wrong("If-Modified-Since") from None
+            if after.tzinfo is None:
+                raise self.wrong("If-Modified-Since")
             found = [row for row in found if datetime.fromisoformat(row["Modified_Time"]) > after]
             if not found:
                 return Answer(304, b"")
-        page, info = self._page(found, request.query)
+        page, info = self._page(found, request.query, now)
         return encode({"data": page, "info": info}) if page else Answer(204, b"")
 
-    @staticmethod
-    def _page(found: list[dict[str, Any]], query: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        size = min(200, int(query.get("per_page", 200)))
-        start = size * (int(query.get("page", 1)) - 1)
-        if token := query.get("page_token"):
-            start = json.loads(base64.urlsafe_b64decode(token))
-        wanted = {"id", *str(query.get("fields", "")).split(",")}
+    def wrong(self, name: str) -> RejectedError:
+        details = {"code": "INVALID_DATA", "details": {"param_name": name}, "message": "invalid_data"}
+        return RejectedError(400, details | {"status": "error"})
+
+    def _page(
+        self, found: list[dict[str, Any]], query: Mapping[str, str], now: float
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        size, number = self.whole(query, "per_page", 200), self.whole(query, "page", 1)
+        if size > 200:
+            raise self.wrong("per_page")
+        start = size * (number - 1)
+        if "page_token" in query:
+            generation, issued_at, start = self.unsealed(query, "page_token", 3)
+            if "page" in query or generation != self.generation or now > issued_at + 86_400:
+                raise self.wrong("page_token")
+        elif start >= DEEPEST:
+            code = {"code": "DISCRETE_PAGINATION_LIMIT_EXCEEDED", "details": {}, "status": "error"}
+            raise RejectedError(400, code)
+        wanted = {"id", *query.get("fields", "").split(",")}
         page = [{k: v for k, v in row.items() if k in wanted} for row in found[start : start + size]]
         more = start + size < len(found)
+        until = datetime.fromtimestamp(int(now), UTC) + timedelta(days=1)
         info = {
             "per_page": size,
             "count": len(page),
             "page": start // size + 1,
             "more_records": more,
-            "next_page_token": base64.urlsafe_b64encode(encode(start + size)).decode() if more else None,
+            "next_page_token": seal([self.generation, now, start + size]) if more else None,
+            "page_token_expiry": until.isoformat() if more else None,
         }
         return page, info
 
-    def _mcp(self, request: Request) -> bytes | Answer:
+    def _mcp(self, request: Request, now: float) -> bytes | Answer:
         if not self.mcp:
             return Answer(503, self.trouble(503))
         self.mcp_calls += 1
-        call = json.loads(request.body)
-        if call["method"] != "tools/call" or call["params"]["name"] != "getRecords":
-            error = {"code": -32601, "message": "Method not found"}
-            return encode({"jsonrpc": "2.0", "id": call.get("id"), "error": error})
-        page, info = self._page(accounts(), call["params"]["arguments"])
-        said = {"data": page, "info": info}
-        result = {"content": [{"type": "text", "text": json.dumps(said)}], "isError": False}
-        return encode({"jsonrpc": "2.0", "id": call["id"], "result": result})
+        call = request.json
+        if not isinstance(call, dict):
+            return _fault(None, -32700, "Parse error")
+        params = call.get("params")
+        if call.get("method") != "tools/call" or not isinstance(params, dict):
+            return _fault(call.get("id"), -32601, "Method not found")
+        arguments = params.get("arguments")
+        if params.get("name") != "getRecords" or not isinstance(arguments, dict):
+            return _fault(call.get("id"), -32602, "Invalid params")
+        if self.mcp_error:
+            return _result(call, "The tool failed.", failed=True)
+        try:
+            # A tool takes numbers as such, a query carries them as text.
+            page, info = self._page(accounts(self.touched), {k: str(v) for k, v in arguments.items()}, now)
+        except RejectedError as error:
+            return _result(call, json.dumps(error.body), failed=True)
+        return _result(call, json.dumps({"data": page, "info": info}))
+
+
+def _fault(call: Any, code: int, message: str) -> bytes:
+    return encode({"jsonrpc": "2.0", "id": call, "error": {"code": code, "message": message}})
+
+
+def _result(call: Mapping[str, Any], text: str, *, failed: bool = False) -> bytes:
+    result = {"content": [{"type": "text", "text": text}], "isError": failed}
+    return encode({"jsonrpc": "2.0", "id": call.get("id"), "result": result})
