@@ -11,7 +11,8 @@ PenstockError                 message, code, details, cause, recoverable, timest
 │   ├── RateLimitError            429: retry_after_s; BannedError (418) stops the whole IP or key
 │   ├── ServerError               5xx: retried, trips
 │   ├── NotFoundError             this symbol is not there; ValidationError: this request is wrong
-│   └── BadPayloadError           the body is not what was agreed on
+│   │                             (TooMuchError: it asks for too much at once)
+│   └── BadPayloadError           the body is not what was agreed on; NoRowsError: it has no row
 ├── AuthenticationError         TokenExpiredError: refresh once; InvalidCredentialsError: stop
 │   └── TokenFetchError           no token could be had; another try may get one
 ├── NetworkError                ApiConnectionError, ApiTimeoutError (also the builtins), DNSError (also
@@ -24,6 +25,7 @@ PenstockError                 message, code, details, cause, recoverable, timest
 
 Three class attributes decide what follows, and nothing else does:
 `recoverable` (is another try worth it), `trips` (does a circuit count it), `scope` (what it speaks about).
+Of a single error `about` changes the latter two.
 """
 
 import math
@@ -33,7 +35,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
 from itertools import islice
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import pybreaker
 
@@ -51,13 +53,22 @@ class Scope(StrEnum):
     SERVICE = "service"
 
 
+ABOUT: Mapping[str, Scope] = {
+    "symbol": Scope.SYMBOL,
+    "endpoint": Scope.SERVICE,
+    "account": Scope.ACCOUNT,
+    "host": Scope.SERVICE,
+}
+
+
 class PenstockError(Exception):
     """Something went wrong."""
 
     code: ClassVar[str] = "error"
     recoverable: ClassVar[bool] = False
-    trips: ClassVar[bool] = False
-    scope: ClassVar[Scope] = Scope.NONE
+    trips: bool = False
+    scope: Scope = Scope.NONE
+    whom: str | None = None  # of whom `about` said it speaks
 
     def __init__(
         self,
@@ -74,6 +85,21 @@ class PenstockError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def about(self, whom: str) -> Self:
+        """Let it speak of a "symbol", an "endpoint", an "account" or a "host", whatever its class says.
+
+        What speaks of an endpoint or a host counts for its circuit, the rest does not. Returns the error.
+        """
+        self.whom = whom
+        self.scope = ABOUT[whom]
+        self.trips = self.scope is Scope.SERVICE
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its code, after whom it speaks of where that is not what its class says."""
+        return self.code if self.scope is type(self).scope else f"{self.whom}:{self.code}"
 
     def to_dict(self) -> dict[str, Any]:
         """What travels in outcomes and results: JSON, whatever the details hold, and bounded in size."""
@@ -205,12 +231,24 @@ class ValidationError(APIError):
     scope = Scope.SYMBOL
 
 
+class TooMuchError(ValidationError):
+    """The server does not give that much at once."""
+
+    code = "too_much"
+
+
 class BadPayloadError(APIError):
     """The body is not what was agreed on."""
 
     code = "bad_payload"
     recoverable = True
     trips = True
+
+
+class NoRowsError(BadPayloadError):
+    """There is no row where some are always expected."""
+
+    code = "no_rows"
 
 
 class AuthenticationError(PenstockError):

@@ -5,10 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
-from resilience.errors import APIError, PenstockError, Refused
-from resilience.guard import Ask, CallResult, Go, Lease, Refuse, Verdict, Wait
+from resilience.errors import APIError, PenstockError, RateLimitError, Refused
+from resilience.guard import Ask, CallResult, Go, Kind, Lease, Refuse, Verdict, Wait
 from tasks.collectors.spec import Answer, Api, Request
 from tasks.http import client
 from tasks.limits import guard
@@ -89,6 +90,9 @@ class Calls:
         if not self._answered:
             self._lease = lease
             return None
+        if _told_alone(self.failure):
+            self._tell(lease, self.failure)
+            return self._enter(guard().admit(self.ask, ticket=self.ticket))
         _, verdict = guard().settle_and_admit(lease, self._result(self.failure), self.ask)
         return self._enter(verdict)
 
@@ -174,7 +178,16 @@ class Calls:
         if error is not None:
             wait_s = error.retry_after_s if isinstance(error, APIError) else None
             logger.debug("call failed: %s (retry after %s s)", error, wait_s)
-        guard().settle_quietly(lease, self._result(error or self.failure))
+        self._tell(lease, error or self.failure)
+
+    def _tell(self, lease: Lease, error: BaseException | None) -> None:
+        """Settle a call. A 429 or a ban that speaks of some only, by a rule's scope, holds back no others."""
+        result = self._result(error)
+        if isinstance(error, PenstockError) and _told_alone(error):
+            for ask in _those(self.ask, error):
+                guard().settle_quietly(guard().unasked(ask, after=lease), result)
+            result = replace(result, kind=Kind.IGNORED, retry_after_s=None)
+        guard().settle_quietly(lease, result)
 
     def _result(self, error: BaseException | None) -> CallResult:
         if self.answer is not None:
@@ -189,3 +202,18 @@ class Calls:
                 f"{self.api.name}: a page takes more calls than fit into its time; end it earlier"
             )
         return left_s
+
+
+def _told_alone(error: BaseException | None) -> bool:
+    return isinstance(error, RateLimitError) and error.whom is not None
+
+
+def _those(ask: Ask, error: PenstockError) -> Iterator[Ask]:
+    """What the error says something of: those who share a limit of that kind, or else the host or account."""
+    per = "ip" if error.whom == "host" else error.whom
+    limits = tuple(each for each in ask.limits if each.limit.per == per)
+    banned = tuple(each for each in ask.banned if each.partition(":")[0] == per)
+    if limits or banned:
+        circuits = () if error.whom == "symbol" else ask.circuits
+        gate = banned[0] if banned else None
+        yield replace(ask, circuits=circuits, limits=limits, gate=gate, banned=banned)

@@ -35,8 +35,8 @@ REASON = "quarantined"
 
 def _symbol_errors(known: type[PenstockError] = PenstockError) -> Iterator[str]:
     for kind in known.__subclasses__():
-        if kind.scope is Scope.SYMBOL:
-            yield kind.code
+        # A rule may say of any error that it speaks of the symbol.
+        yield kind.code if kind.scope is Scope.SYMBOL else f"symbol:{kind.code}"
         yield from _symbol_errors(kind)
 
 

@@ -27,6 +27,7 @@ from resilience.errors import (
     CollectionError,
     DatabaseError,
     NetworkError,
+    NoRowsError,
     PenstockError,
     RateLimitError,
     Refused,
@@ -150,12 +151,12 @@ def next_step(
         throttles = row["throttles"] + 1
         values = {"throttles": throttles, "rate_limited": True, "ticket": None}
         if throttles > settings.throttles_max:
-            return End(Outcome.FAILED, error.code, values)
+            return End(Outcome.FAILED, error.label, values)
         return _wait(policy.wait_s(throttles, error.retry_after_s, rng=rng), values, settings)
     attempts = row["attempts"] + (0 if probe and error.trips else 1)
     values = {"attempts": attempts, "throttles": 0, "error": error_facts(error), "ticket": None}
     if attempts >= policy.attempts or not error.recoverable:
-        return End(Outcome.FAILED, error.code, values)
+        return End(Outcome.FAILED, error.label, values)
     retry_after_s = error.retry_after_s if isinstance(error, APIError) else None
     return _wait(
         policy.wait_s(max(attempts, 1), retry_after_s, rng=rng),
@@ -255,16 +256,21 @@ class Delivery:
 
     def _read(self) -> Page:
         if self.way.fetch is not None:
-            return self._read_by(self.way.fetch)
-        self.calls.admit()
-        return self.parse(self.fetch())
+            page = self._read_by(self.way.fetch)
+        else:
+            self.calls.admit()
+            page = self.parse(self.fetch())
+            self.calls.failure = None  # whatever its status: it was an answer that could be read
+        if page.next is None and self.endpoint.expect_rows and not self.records + len(page.rows):
+            raise NoRowsError(f"{self.endpoint.full_name} {self.unit.symbol}: there is no row, not even one")
+        return page
 
     def fetch(self) -> Answer:
-        """Make the declared call; raises what the network or the server had against it."""
-        return self.calls.send(self.endpoint.request(self.unit, self.checkpoint))
+        """Make the declared call; raises what the network had against it."""
+        return self.calls.send(self.endpoint.request(self.unit, self.checkpoint), raises=False)
 
     def parse(self, answer: Answer) -> Page:
-        """Turn the body into rows; raises BadPayloadError when it is not what was agreed on."""
+        """Turn the body into rows; raises what the server said was wrong, or BadPayloadError."""
         return self.endpoint.read(self.unit, self.checkpoint, answer)
 
     def _read_by(self, fetch: Fetch) -> Page:
@@ -444,7 +450,7 @@ class UnitTask(Task):  # type: ignore[misc]
         if isinstance(error, store.ClaimLost):
             return {"unit": kwargs["n"], "outcome": "duplicate"}
         claim: store.Claim | None = getattr(self.request, "claim", None)
-        code = error.code if isinstance(error, PenstockError) else type(error).__name__
+        code = error.label if isinstance(error, PenstockError) else type(error).__name__
         if not isinstance(error, (APIError, AuthenticationError, CollectionError)):
             logger.error("unit %s/%s failed by a mistake", kwargs["run"], kwargs["n"], exc_info=error)
         if claim is not None:

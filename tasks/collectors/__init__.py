@@ -5,11 +5,13 @@ from tasks.collectors.auth import ApiKey, Basic, Bearer
 from tasks.collectors.fields import day, iso, ms, number, seconds, whole
 from tasks.collectors.links import Link
 from tasks.collectors.oauth import GoogleServiceAccount, GoogleUser, OAuth2
-from tasks.collectors.paging import Bars, Cursor, Number, Offset, Single, Token
+from tasks.collectors.paging import Number, Offset, Single, Token
 from tasks.collectors.rules import Rule
 from tasks.collectors.sources import FromEndpoint, FromTable
+from tasks.collectors.spans import Bars, Window
 from tasks.collectors.spec import Api, Endpoint
 from tasks.collectors.tiers import Tier
+from tasks.collectors.times import Cursor
 from tasks.collectors.values import Answer, Fetched, Page, Request, Unit
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Tier",
     "Token",
     "Unit",
+    "Window",
     "day",
     "iso",
     "ms",

@@ -35,9 +35,10 @@ from resilience.headers import retry_after_s
 from resilience.policy import Limit
 from tasks import data
 from tasks.collectors.fields import ms, number, to_ms
-from tasks.collectors.paging import Bars, Cursor
 from tasks.collectors.rows import bad_payload, decode
+from tasks.collectors.spans import Bars
 from tasks.collectors.spec import Api
+from tasks.collectors.times import Cursor
 from tasks.collectors.values import Answer, Checkpoint, Fetched, Unit
 from tasks.overrides import closest
 

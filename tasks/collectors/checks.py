@@ -15,8 +15,10 @@ from sqlalchemy import Table, UniqueConstraint
 
 from resilience.errors import ConfigurationError
 from resilience.policy import Limit, Per
-from tasks.collectors.paging import Bars, Cursor, Paging, Single
+from tasks.collectors.paging import Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, kind_of
+from tasks.collectors.spans import Bars
+from tasks.collectors.times import Cursor
 
 if TYPE_CHECKING:
     from tasks.collectors.endpoint import Endpoint
@@ -151,7 +153,7 @@ def _placeholders(endpoint: str, field: str, template: str) -> set[str]:
 
 def page(endpoint: str, page: Any) -> None:
     """A paging, and not its class or the name of a parameter."""
-    if isinstance(page, type) or not callable(getattr(page, "following", None)):
+    if not isinstance(page, Paging):
         raise ConfigurationError(
             f"{endpoint}: page is {page!r}, but has to be a paging, as in page=Number(param='page', size=100)"
         )
@@ -199,9 +201,9 @@ def _unique_sets(table: Table) -> list[set[str]]:
 def cursor(endpoint: str, cursor: Cursor | None, page: Paging, table: Table | None) -> None:
     """The cursor's field is a column that holds times or text; bars always have one, a time."""
     if cursor is None:
-        if isinstance(page, Bars):
+        if page.of_time:
             raise ConfigurationError(
-                f"{endpoint}: cursor is missing; Bars needs the field that holds a bar's open time"
+                f"{endpoint}: cursor is missing; {type(page).__name__} needs the field of a row's time"
             )
         return
     if table is None:
@@ -211,12 +213,10 @@ def cursor(endpoint: str, cursor: Cursor | None, page: Paging, table: Table | No
             f"{endpoint}: cursor names {cursor.field!r}, but table {table.name} has no such column"
         )
     kind = kind_of(table.columns[cursor.field])
-    if kind is not datetime and (
-        isinstance(page, Bars) or cursor.lag or cursor.chunk or cursor.until or cursor.horizon
-    ):
+    if kind is not datetime and (page.of_time or cursor.of_times):
         raise ConfigurationError(
             f"{endpoint}: cursor {cursor.field!r} holds {kind.__name__}; "
-            "lag, chunk, until and Bars need times"
+            "lag, chunk, until, horizon, units such as 'http', Bars and Window need times"
         )
     if kind not in {datetime, str}:
         raise ConfigurationError(

@@ -1,55 +1,37 @@
 """One way to data: which units it has, what to send for a page, and what the answer means."""
 
-import json
-import re
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
-from urllib.parse import quote
 
 from sqlalchemy import Table
 
-from resilience.errors import ConfigurationError, PenstockError
+from resilience.errors import ConfigurationError
 from resilience.policy import Limit
-from tasks.collectors import checks
-from tasks.collectors.auth import in_query
-from tasks.collectors.fields import iso, plain, to_cursor
-from tasks.collectors.links import Link, on_host
-from tasks.collectors.paging import Bars, Cursor, Paging, Single
-from tasks.collectors.rows import (
-    FILLED_BY_STORE,
-    Shape,
-    Where,
-    bad_payload,
-    decode,
-    items,
-    kind_of,
-    shape_of,
-    why,
-)
-from tasks.collectors.rules import Rule
+from tasks.collectors import asking, checks, reading
+from tasks.collectors.fields import iso, to_cursor, to_iso
+from tasks.collectors.paging import Paging, Single
+from tasks.collectors.rows import FILLED_BY_STORE, Shape, Where, kind_of, shape_of
 from tasks.collectors.sources import FromEndpoint, FromTable, Symbols
 from tasks.collectors.sources import check as check_source
+from tasks.collectors.spans import Bars, Window, placeholders
 from tasks.collectors.tiers import Tier
-from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Page, Reply, Request, Unit
+from tasks.collectors.times import Cursor
+from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Page, Request, Unit
 from tasks.models import records
 
 if TYPE_CHECKING:
     from tasks.collectors.spec import Api
+
+logger = logging.getLogger(__name__)
 
 Parse = Callable[[Any, Unit], Mapping[str, Any]]
 OnOpen = Literal["skip", "park"]
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["skip", "queue", "replace"]
 Weight = float | Callable[[Unit], float]
-
-# A `Date` header names whole seconds, and servers keep one for a second: the true time is up to this later.
-DATE_LAG = timedelta(seconds=2)
-_KEY_MAX = 500  # characters, as in the records table
-_CHECKPOINT_MAX = 10_000  # characters: it is written with each page, and tokens go into the next address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,6 +58,7 @@ class Endpoint:
     limits: tuple[Limit, ...] = ()
     rows: Where = None
     on_open: OnOpen | None = None
+    expect_rows: bool = False
     fetch: Fetch | None = field(default=None, repr=False)
     tiers: tuple[Tier, ...] = ()
     shape: Shape = field(init=False, repr=False)
@@ -165,7 +148,7 @@ class Endpoint:
         """Whether the API can be asked for a range of time, so that a backfill makes sense."""
         if not self.timed:
             return False
-        return isinstance(self.page, Bars) or bool(self.functions) or bool(self.cursor and self.cursor.param)
+        return self.page.of_time or bool(self.functions) or bool(self.cursor and self.cursor.is_sent)
 
     def window(
         self, symbol: str, cursor: str | None, now: datetime
@@ -173,11 +156,19 @@ class Endpoint:
         """What a run without an explicit range collects.
 
         Bars: from the cursor (less its lag) to the last bar that is complete at `now`, or one page back where
-        there is no cursor yet. Others: everything since the cursor, less its lag.
+        there is no cursor yet. Window: from the cursor to `now`, or one chunk back (a day, where none is
+        declared). Others: everything since the cursor, less its lag.
         """
         since, oldest = self._since(symbol, cursor), self._oldest(now)
-        if since is not None and oldest is not None:
-            since = max(since, oldest)
+        if since is not None and oldest is not None and since < oldest:
+            logger.warning(
+                "%s %s: what lies between %s and %s can no longer be had; it has a gap there",
+                *(self.full_name, symbol, to_iso(since), to_iso(oldest)),
+            )
+            since = oldest
+        if isinstance(self.page, Window):
+            assert self.cursor is not None
+            return min(since or now - self.cursor.step, now - timedelta(seconds=1)), now
         if not isinstance(self.page, Bars):
             return since, None
         end = self.page.floor(now)
@@ -238,7 +229,7 @@ class Endpoint:
             return False
         if not self.generic:
             return kind_of(self.table.columns[self.cursor.field]) is datetime
-        return isinstance(self.page, Bars) or bool(self.cursor.lag or self.cursor.chunk)
+        return self.page.of_time or self.cursor.of_times
 
     def _since(self, symbol: str, cursor: str | None) -> datetime | None:
         if cursor is None or self.cursor is None or not self.timed:
@@ -256,30 +247,7 @@ class Endpoint:
 
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
-        url = self._address(unit, checkpoint)
-        values = self._values(unit.symbol)
-        headers = {**self.api.headers, **_filled(self.headers, values)}
-        if self._linked(checkpoint):
-            return Request("GET", url, {}, headers)
-        sent = _filled(self.params, values)
-        sent |= self.cursor.sent(unit) if self.cursor else {}
-        sent |= self.page.params(unit, checkpoint)
-        return Request("GET", url, sent, headers)
-
-    def _values(self, symbol: str) -> dict[str, str]:
-        """What fills the placeholders: the symbol, the named groups of its pattern, the interval of bars."""
-        match = re.fullmatch(self.symbol_pattern, symbol) if self.symbol_pattern is not None else None
-        return {"symbol": symbol, **(match.groupdict("") if match else {}), **_of_bars(self.page)}
-
-    def _linked(self, checkpoint: Checkpoint) -> bool:
-        return isinstance(self.page, Link) and "link" in checkpoint
-
-    def _address(self, unit: Unit, checkpoint: Checkpoint) -> str:
-        if self._linked(checkpoint):
-            return on_host(self.api.base_url, checkpoint["link"])
-        values = self._values(unit.symbol)
-        quoted = {name: quote(value, safe="") for name, value in values.items()}
-        return self.api.base_url + self.path.format_map(quoted)
+        return asking.request(self, unit, checkpoint)
 
     def weigh(self, unit: Unit) -> float:
         """What one call costs. Raises ConfigurationError for more than `weight_max`."""
@@ -298,123 +266,19 @@ class Endpoint:
         Raises the error that the answer is (see `Api.error_of`), and BadPayloadError for a body that is not
         what was declared, or that is broken in more than half of its rows. Fewer bad rows are set apart.
         """
-        error = self.api.error_of(answer)
-        if error is not None:
-            raise error
-        if self.api.wants_restart(answer):
-            return self._restart(unit, checkpoint, answer)
-        with self._agreed(answer):
-            body = decode(answer.body)
-            found = items(body, self.rows)
-            asked = self._address(unit, checkpoint)
-            reply = Reply(body, found, answer.headers, asked, in_query(self.api.auth))
-            return self._page(found, unit, answer, lambda: self._following(unit, checkpoint, reply))
+        return reading.read(self, unit, checkpoint, answer)
 
     def take(self, unit: Unit, checkpoint: Checkpoint, fetched: Fetched, answer: Answer | None) -> Page:
         """The rows that a function fetched, each of them checked; `answer` is the last one it was given.
 
         Raises BadPayloadError where more than half of the rows are not what was declared.
         """
-        with self._agreed(answer):
-            return self._page(fetched.rows, unit, answer, lambda: _after(fetched.next, checkpoint))
-
-    @contextmanager
-    def _agreed(self, answer: Answer | None) -> Iterator[None]:
-        """Turn whatever a body that is not as agreed raises into BadPayloadError."""
-        try:
-            yield
-        except PenstockError:
-            raise
-        except Exception as broken:
-            raise self._bad_payload(why(broken), answer) from broken
-
-    def _bad_payload(self, said: str, answer: Answer | None) -> PenstockError:
-        body, status = (answer.body, answer.status) if answer else (b"", 0)
-        return bad_payload(self.full_name, said, body, status)
-
-    def _page(
-        self,
-        found: Sequence[Any],
-        unit: Unit,
-        answer: Answer | None,
-        following: Callable[[], Checkpoint | None],
-    ) -> Page:
-        """The rows as they are stored, those that cannot be, and the highest value of the cursor.
-
-        A page that is broken for the most part is no page with broken rows, but a service that is broken.
-        """
-        rows = self.shape.sort_out(found, lambda raw: self._row(raw, unit))
-        if 2 * rows.bad_rows > len(found):
-            many = f"{rows.bad_rows} of {len(found)} rows are broken, the first by " if len(found) > 1 else ""
-            raise self._bad_payload(many + rows.bad[0].reason, answer)
-        inside = self._inside(rows.good, unit, answer)
-        highest = (
-            max((to_cursor(row[self.cursor.field]) for row, _ in inside), default=None)
-            if self.cursor
-            else None
-        )
-        return Page([kept for _, kept in inside], following(), highest, rows.bad, rows.bad_rows)
-
-    def _row(self, raw: Any, unit: Unit) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A checked row, and what is stored of it."""
-        row = self.shape.checked(self.parse(raw, unit))
-        if self.cursor is not None:
-            name = self.cursor.field
-            if not isinstance(row.get(name), datetime if self.timed else datetime | str):
-                raise TypeError(f"{name} is {type(row.get(name)).__name__}, which is no cursor")
-        return row, self._record(row, unit) if self.generic else row
+        return reading.take(self, unit, checkpoint, fetched, answer)
 
     def stamped(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a Page with their source, where the table tells sources apart."""
         source = {FILLED_BY_STORE: self.api.name} if FILLED_BY_STORE in self.table.columns else {}
         return [{**source, **row} for row in rows]
-
-    def _record(self, row: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
-        data = plain(row)
-        values = [data[name] for name in self.key]
-        key = str(values[0]) if len(values) == 1 else json.dumps(values, ensure_ascii=False)
-        if len(key) > _KEY_MAX:
-            raise ValueError(f"the key is longer than {_KEY_MAX} characters")
-        return {"endpoint": self.name, "key": key, "symbol": unit.symbol, "data": data}
-
-    def _inside(
-        self, rows: list[tuple[dict[str, Any], dict[str, Any]]], unit: Unit, answer: Answer | None
-    ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The rows inside the unit's window; of bars only those that are complete."""
-        if self.cursor is None or not self.timed:
-            return rows
-        name = self.cursor.field
-        # A bar that ends after the window, or after the server's own now, is not finished.
-        first, last = unit.start, _earlier(unit.end, self._seen_at(answer))
-        width = self.page.width if isinstance(self.page, Bars) else timedelta(microseconds=1)
-        return [
-            both
-            for both in rows
-            if (first is None or both[0][name] >= first) and (last is None or both[0][name] + width <= last)
-        ]
-
-    def _seen_at(self, answer: Answer | None) -> datetime | None:
-        if answer is None:
-            return None
-        try:
-            said = parsedate_to_datetime(answer.headers["date"]) if isinstance(self.page, Bars) else None
-            return said and said + DATE_LAG
-        except (KeyError, ValueError, TypeError):
-            return None
-
-    def _following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
-        after = self.page.following(unit, checkpoint, reply)
-        if after is None:
-            return None
-        if len(json.dumps(after)) > _CHECKPOINT_MAX:
-            raise ValueError(f"where the next page is has more than {_CHECKPOINT_MAX} characters")
-        return after | {"restarted": True} if checkpoint.get("restarted") else after
-
-    def _restart(self, unit: Unit, checkpoint: Checkpoint, answer: Answer) -> Page:
-        first = self.first(unit)
-        if checkpoint.get("restarted") or checkpoint == first:
-            raise Rule("validation", status=answer.status).error(self.api.name, answer)
-        return Page([], first | {"restarted": True}, None)
 
 
 def _check(endpoint: Endpoint) -> None:
@@ -426,7 +290,7 @@ def _check(endpoint: Endpoint) -> None:
     checks.fetch(full, endpoint)
     given = {"params": endpoint.params, "headers": endpoint.headers}
     of_symbol = ["symbol", *checks.pattern(full, endpoint.symbol_pattern)]
-    used = checks.placeholders(full, endpoint.path, given, [*of_symbol, *_of_bars(page)])
+    used = checks.placeholders(full, endpoint.path, given, [*of_symbol, *placeholders(page)])
     used &= set(of_symbol)
     if endpoint.declared and bool(used) != (endpoint.symbols is not None):
         raise ConfigurationError(
@@ -447,28 +311,3 @@ def _check(endpoint: Endpoint) -> None:
     check_source(endpoint)
     for each in endpoint.symbols if isinstance(endpoint.symbols, tuple) else ():
         checks.symbol(full, each, endpoint.symbol_pattern)
-
-
-def _after(after: Checkpoint | None, checkpoint: Checkpoint) -> Checkpoint | None:
-    """A function's next checkpoint, if it may be one."""
-    if after is None:
-        return None
-    if plain(after) == plain(checkpoint):
-        raise ValueError("`next` is the checkpoint that was just read")
-    if len(json.dumps(after)) > _CHECKPOINT_MAX:
-        raise ValueError(f"`next` is longer than {_CHECKPOINT_MAX} characters")
-    return after
-
-
-def _filled(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
-    return {name: text.format_map(values) for name, text in templates.items()}
-
-
-def _of_bars(page: Paging) -> dict[str, str]:
-    if not isinstance(page, Bars):
-        return {}
-    return {"interval": page.interval, "interval_s": f"{page.width.total_seconds():.0f}"}
-
-
-def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
-    return min(one, other) if one and other else one or other

@@ -2,46 +2,54 @@
 
 A paging is a frozen value: `first` gives the checkpoint to start from, `params` what to send there, and
 `following` where to go on, None being the end. An empty page is no end where the API says that there is more,
-or where a window says so.
+or where a window says so. What a paging keeps in a checkpoint is its own; "size" there is how many rows it
+asks for since the API said that it had asked for too many, and stays for the rest of the unit.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from resilience.errors import ConfigurationError
-from tasks.collectors.fields import duration, iso, to_iso, to_ms, to_seconds
 from tasks.collectors.values import Checkpoint, Reply, Unit
 
-TimeUnit = Literal["ms", "s", "iso"]
 
-_WRITE = {"ms": to_ms, "s": to_seconds, "iso": to_iso}
-_TICK = {"ms": timedelta(milliseconds=1), "s": timedelta(seconds=1), "iso": timedelta(seconds=1)}
-_DAY = timedelta(days=1)
-_WEEK = timedelta(weeks=1)
-_FIRST_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
-
-
-class Paging(Protocol):
+class Paging:
     """What an endpoint asks of its paging."""
+
+    __slots__ = ()
+    of_time: ClassVar[bool] = False  # whether it asks for ranges of time
 
     def first(self, unit: Unit) -> Checkpoint:
         """Where the unit starts."""
+        raise NotImplementedError
 
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """What to send for this page."""
+        raise NotImplementedError
 
     def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """Where the next page starts, None after the last. Raises ValueError or TypeError if unclear."""
+        raise NotImplementedError
 
     def sends(self) -> tuple[str, ...]:
         """The names of the parameters that `params` sets."""
+        return ()
+
+    def smaller(self, unit: Unit, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Where to go on with fewer rows at a time, None where no fewer can be asked for."""
+        del unit, checkpoint
+        return None
+
+    def cut(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
+        """Where to ask again if this answer was cut short without a word, None if it was not."""
+        del unit, checkpoint, reply
+        return None
 
 
 @dataclass(frozen=True, slots=True)
-class Single:
+class Single(Paging):
     """Everything comes in one answer."""
 
     def first(self, unit: Unit) -> Checkpoint:
@@ -59,17 +67,13 @@ class Single:
         del unit, checkpoint, reply
         return None
 
-    def sends(self) -> tuple[str, ...]:
-        """No parameter."""
-        return ()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
+class Token(Paging):
     """Each answer names the next page by a token.
 
     `param` carries it, `at` is where the answer holds it ("next_page.offset"); missing, null and "" mean the
-    end. The same token twice in a row raises ValueError instead of asking for ever.
+    end. Tokens that lead in a circle raise ValueError instead of asking for ever.
     """
 
     param: str
@@ -82,7 +86,7 @@ class Token:
             raise ConfigurationError(
                 "Token needs `param`, which carries the token, and `at`, where the answer holds it"
             )
-        _check_size("Token", self.size)
+        check_size("Token", self.size)
 
     def first(self, unit: Unit) -> Checkpoint:
         """The first page has no token."""
@@ -92,7 +96,7 @@ class Token:
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """The token, after the first page, and the size."""
         del unit
-        sent = _sized(self.size_param, self.size)
+        sent = sized(self.size_param, self.size, checkpoint)
         return sent | ({self.param: checkpoint["token"]} if "token" in checkpoint else {})
 
     def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
@@ -105,7 +109,12 @@ class Token:
             raise TypeError(f"{self.at} holds no token but {type(token).__name__}")
         if str(token) == checkpoint.get("token"):
             raise ValueError(f"{self.at} names the page that was just read")
-        return {"token": str(token)}
+        return {"token": str(token)} | in_no_loop(checkpoint, str(token), began="token" in checkpoint)
+
+    def smaller(self, unit: Unit, checkpoint: Checkpoint) -> Checkpoint | None:
+        """The same page by half."""
+        del unit
+        return halved(checkpoint, self.size) if self.size_param else None
 
     def sends(self) -> tuple[str, ...]:
         """The token's parameter, and the size's."""
@@ -113,7 +122,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Number:
+class Number(Paging):
     """Pages are numbered, from `start` on; `param` carries the number.
 
     `pages` is where the answer holds how many there are ("pagination.pageCount"). Where it does not say, the
@@ -131,7 +140,7 @@ class Number:
     def __post_init__(self) -> None:
         if not self.param:
             raise ConfigurationError("Number needs `param`, which carries the number of the page")
-        _check_size("Number", self.size)
+        check_size("Number", self.size)
         if self.start not in {0, 1}:
             raise ConfigurationError(f"Number.start is {self.start!r}; pages are numbered from 0 or 1 on")
 
@@ -143,16 +152,26 @@ class Number:
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """The number and the size."""
         del unit
-        return {self.param: str(checkpoint["page"])} | _sized(self.size_param, self.size)
+        return {self.param: str(checkpoint["page"])} | sized(self.size_param, self.size, checkpoint)
 
     def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """The next number, up to the number of pages or a short page."""
         del unit
         after = checkpoint["page"] + 1
         pages = _count(reply.body, self.pages)
-        if after - self.start >= pages if pages is not None else len(reply.rows) < self.size:
+        if (
+            after - self.start >= pages
+            if pages is not None
+            else len(reply.rows) < size_of(self.size, checkpoint)
+        ):
             return None
         return {"page": after, "rows": _mark(checkpoint, reply.rows)}
+
+    def smaller(self, unit: Unit, checkpoint: Checkpoint) -> Checkpoint | None:
+        """From the first page on: with another size the same number names other rows."""
+        if not self.size_param or (less := halved(checkpoint, self.size)) is None:
+            return None
+        return self.first(unit) | {"size": less["size"]}
 
     def sends(self) -> tuple[str, ...]:
         """The number's parameter, and the size's."""
@@ -160,7 +179,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offset:
+class Offset(Paging):
     """Each page begins after so many rows; `param` carries how many.
 
     `total` is where the answer holds how many there are in all ("total"). Where it does not say, the first
@@ -177,7 +196,7 @@ class Offset:
     def __post_init__(self) -> None:
         if not self.param:
             raise ConfigurationError("Offset needs `param`, which carries how many rows to pass over")
-        _check_size("Offset", self.size)
+        check_size("Offset", self.size)
 
     def first(self, unit: Unit) -> Checkpoint:
         """Before the first row."""
@@ -187,200 +206,79 @@ class Offset:
     def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
         """The offset and the size."""
         del unit
-        return {self.param: str(checkpoint["offset"])} | _sized(self.size_param, self.size)
+        return {self.param: str(checkpoint["offset"])} | sized(self.size_param, self.size, checkpoint)
 
     def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
         """After the rows that came, up to the total or a short page."""
         del unit
         reached = checkpoint["offset"] + len(reply.rows)
         total = _count(reply.body, self.total)
-        if reached >= total if total is not None else len(reply.rows) < self.size:
+        if reached >= total if total is not None else len(reply.rows) < size_of(self.size, checkpoint):
             return None
         if not reply.rows:
             raise ValueError(f"{self.total} is {total}, but there is no row after the first {reached}")
         return {"offset": reached, "rows": _mark(checkpoint, reply.rows)}
+
+    def smaller(self, unit: Unit, checkpoint: Checkpoint) -> Checkpoint | None:
+        """From the same row on."""
+        del unit
+        return halved(checkpoint, self.size) if self.size_param else None
 
     def sends(self) -> tuple[str, ...]:
         """The offset's parameter, and the size's."""
         return (self.param, self.size_param) if self.size_param else (self.param,)
 
 
-@dataclass(frozen=True, slots=True)
-class Bars:
-    """Bars of equal length, asked for by time: windows of at most `size` bars, oldest window first.
-
-    `start` and `end` name the parameters; `unit` is how the API writes times. APIs take `end` as inclusive,
-    so the last tick before the window's end is sent. `size_param` sends the size: leave it out only where the
-    API has no such parameter, since a default below `size` would cut pages short unseen.
-
-    Leave `end` out for an API that knows none, and gives the newest `size` bars after `start` and never older
-    ones. Then nothing before these can be read: a backfill of more is refused, and a run that was away longer
-    begins with them. What is sent is the last tick before the first bar.
-
-    A page with fewer bars is a gap in the data, never the end: reading goes on at the end of its window.
-    """
-
-    interval: str
-    _: KW_ONLY
-    start: str
-    size: int
-    end: str | None = None
-    unit: TimeUnit = "ms"
-    size_param: str | None = None
-    width: timedelta = field(init=False, repr=False)  # of one bar
-
-    def __post_init__(self) -> None:
-        if not self.start or self.end == "":
-            raise ConfigurationError(
-                "Bars needs `start` and, if the API has it, `end`: the parameters that carry the window"
-            )
-        _check_size("Bars", self.size)
-        if self.unit not in _WRITE:
-            raise ConfigurationError(f"Bars.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
-        width = duration(self.interval, "Bars.interval")
-        if _DAY % width and width != _WEEK:
-            raise ConfigurationError(
-                f"Bars.interval is {self.interval!r}; bars have to divide a day evenly, or be '1d' or '1w'"
-            )
-        object.__setattr__(self, "width", width)
-
-    def floor(self, at: datetime) -> datetime:
-        """The last boundary between two bars at or before `at`; weeks begin on Monday."""
-        return at - (at - _FIRST_MONDAY) % self.width
-
-    def ceil(self, at: datetime) -> datetime:
-        """The first boundary between two bars at or after `at`."""
-        return at + (_FIRST_MONDAY - at) % self.width
-
-    def oldest(self, now: datetime) -> datetime | None:
-        """The first bar that can be read at `now`, None where there is no such bound."""
-        return None if self.end else self.floor(now) - self.size * self.width
-
-    def first(self, unit: Unit) -> Checkpoint:
-        """The window's start."""
-        start, _ = _window(unit)
-        return {"from": to_iso(start)}
-
-    def params(self, unit: Unit, checkpoint: Checkpoint) -> dict[str, str]:
-        """The part of the window that one page covers."""
-        start, end = self._span(unit, checkpoint)
-        write, tick = _WRITE[self.unit], _TICK[self.unit]
-        sent = {self.start: write(start), self.end: write(end - tick)} if self.end else {}
-        return (sent or {self.start: write(start - tick)}) | _sized(self.size_param, self.size)
-
-    def following(self, unit: Unit, checkpoint: Checkpoint, reply: Reply) -> Checkpoint | None:
-        """The end of this page's span, whatever it held, until the window's end is reached."""
-        del reply
-        _, reached = self._span(unit, checkpoint)
-        _, end = _window(unit)
-        return {"from": to_iso(reached)} if reached < end else None
-
-    def sends(self) -> tuple[str, ...]:
-        """The ends of the window, and the size."""
-        return tuple(each for each in (self.start, self.end, self.size_param) if each)
-
-    def _span(self, unit: Unit, checkpoint: Checkpoint) -> tuple[datetime, datetime]:
-        _, end = _window(unit)
-        start = iso(checkpoint["from"])
-        return start, min(start + self.size * self.width, end)
-
-
-def _window(unit: Unit) -> tuple[datetime, datetime]:
-    if unit.start is None or unit.end is None or unit.start >= unit.end:
-        raise ConfigurationError(
-            f"{unit.collector}.{unit.endpoint} reads bars and needs a window with a start before its end; "
-            f"unit {unit.run}/{unit.n} has {unit.start} … {unit.end}"
-        )
-    return unit.start, unit.end
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """How far a symbol has been collected: the highest value of `field` among the stored rows.
-
-    Each run starts `lag` before it, to see late corrections; the upsert makes the overlap harmless. `param`
-    sends that start to the API, written as `unit` says, and `until` the end of a backfill's window. `chunk`
-    cuts a backfill into windows. Where the field is a text and not a time, it is sent as it is, and neither
-    `lag`, `chunk` nor `until` has a meaning.
-
-    `horizon` is how far back the API can be asked: nothing older is, neither by a run after a long time nor
-    by a backfill.
-    """
-
-    field: str
-    lag: str | None = None
-    chunk: str | None = None
-    param: str | None = None
-    unit: TimeUnit = "iso"
-    until: str | None = None
-    horizon: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.field:
-            raise ConfigurationError("Cursor needs the name of a field")
-        if self.until and not self.param:
-            raise ConfigurationError(
-                "Cursor.until sends the end of a window, and needs `param` for its start"
-            )
-        if self.unit not in _WRITE:
-            raise ConfigurationError(f"Cursor.unit is {self.unit!r}; it is one of {', '.join(_WRITE)}")
-        for name, text in (("lag", self.lag), ("chunk", self.chunk), ("horizon", self.horizon)):
-            if text is not None:
-                duration(text, f"Cursor.{name}")
-
-    @property
-    def overlap(self) -> timedelta:
-        """How far before the cursor a run starts."""
-        return duration(self.lag, "Cursor.lag") if self.lag else timedelta(0)
-
-    def oldest(self, now: datetime) -> datetime | None:
-        """The oldest moment that can be asked for at `now`, None where there is no such bound."""
-        return now - duration(self.horizon, "Cursor.horizon") if self.horizon else None
-
-    def sent(self, unit: Unit) -> dict[str, str]:
-        """The parameters that tell the API where to start and to end; empty for a first run."""
-        if self.param is None:
-            return {}
-        if unit.start is None:
-            return {} if unit.cursor is None else {self.param: unit.cursor}
-        write = _WRITE[self.unit]
-        end = {self.until: write(unit.end)} if self.until and unit.end else {}
-        return {self.param: write(unit.start), **end}
-
-    def sends(self) -> tuple[str, ...]:
-        """The names of the parameters that `sent` sets."""
-        return tuple(each for each in (self.param, self.until) if each)
-
-    def chunks(
-        self, start: datetime, end: datetime, width: timedelta | None = None
-    ) -> Iterator[tuple[datetime, datetime]]:
-        """Cut the range; every boundary inside it lies a whole number of `width` from its start."""
-        step = duration(self.chunk, "Cursor.chunk") if self.chunk else end - start
-        if width is not None and self.chunk:
-            step = max(step - step % width, width)
-        while start < end:
-            yield start, min(start + step, end)
-            start += step
-
-
 def lookup(body: Any, path: str) -> Any:
-    """What `body` holds at a dotted path, None where it ends early. Raises TypeError for no object."""
+    """What `body` holds at a dotted path, None where it ends early. A number is a place in a list.
+
+    Raises TypeError for what has no such parts.
+    """
     for name in path.split("."):
         if body is None:
             return None
+        if isinstance(body, list) and name.isdecimal():
+            body = body[int(name)] if int(name) < len(body) else None
+            continue
         if not isinstance(body, Mapping):
             raise TypeError(f"{path} is not there: {type(body).__name__} where an object was expected")
         body = body.get(name)
     return body
 
 
-def _check_size(kind: str, size: Any) -> None:
+def check_size(kind: str, size: Any, field: str = "size") -> None:
+    """Raise ConfigurationError for a number that is none, or below 1."""
     if type(size) is not int or size < 1:
-        raise ConfigurationError(f"{kind}.size is {size!r}, but has to be at least 1")
+        raise ConfigurationError(f"{kind}.{field} is {size!r}, but has to be at least 1")
 
 
-def _sized(param: str | None, size: int) -> dict[str, str]:
-    return {param: str(size)} if param else {}
+def size_of(size: int, checkpoint: Checkpoint) -> int:
+    """How many rows to ask for here."""
+    return int(checkpoint.get("size", size))
+
+
+def sized(param: str | None, size: int, checkpoint: Checkpoint) -> dict[str, str]:
+    """The parameter that says so, where there is one."""
+    return {param: str(size_of(size, checkpoint))} if param else {}
+
+
+def halved(checkpoint: Checkpoint, size: int) -> Checkpoint | None:
+    """The same page by half; None where one row was asked for already."""
+    size = size_of(size, checkpoint)
+    return checkpoint | {"size": size // 2} if size > 1 else None
+
+
+def in_no_loop(checkpoint: Checkpoint, position: str, *, began: bool) -> Checkpoint:
+    """What to keep so that positions that lead in a circle are found out. Raises ValueError for one that was.
+
+    Brent's way: it remembers one position only, and another one each time that twice as many have passed.
+    """
+    if not began:
+        return {}
+    passed, mark = checkpoint.get("passed", 0) + 1, _digest(position)
+    if mark == checkpoint.get("mark"):
+        raise ValueError("the pages lead in a circle: one names a page that was read before")
+    return {"passed": passed, "mark": checkpoint["mark"] if passed & (passed - 1) else mark}
 
 
 def _count(body: Any, path: str | None) -> int | None:
@@ -395,7 +293,11 @@ def _mark(checkpoint: Checkpoint, rows: Sequence[Any]) -> str | None:
     """What tells these rows from others; an empty page has no mark."""
     if not rows:
         return None
-    mark = hashlib.blake2b(repr(rows).encode(), digest_size=8).hexdigest()
+    mark = _digest(repr(rows))
     if mark == checkpoint.get("rows"):
         raise ValueError("the page holds the rows of the page before: the API pays no heed to its parameter")
     return mark
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from resilience.errors import (
+    ABOUT,
     APIError,
     ApiTimeoutError,
     AuthenticationError,
@@ -18,6 +19,7 @@ from resilience.errors import (
     RateLimitError,
     ServerError,
     TokenExpiredError,
+    TooMuchError,
     ValidationError,
 )
 from resilience.headers import retry_after_s
@@ -25,6 +27,8 @@ from tasks.collectors.fields import clean, duration
 from tasks.collectors.values import Answer
 
 RESTART = "restart"
+RESYNC = "resync"
+TOO_MUCH = "too_much"
 _SEARCHED_BYTES = 4096
 _SHOWN_CHARACTERS = 200
 
@@ -34,6 +38,7 @@ _ERRORS: Mapping[str, type[PenstockError]] = {
     "not_found": NotFoundError,
     "invalid_symbol": ValidationError,
     "validation": ValidationError,
+    TOO_MUCH: TooMuchError,
     "server_error": ServerError,
     "unauthorized": InvalidCredentialsError,
     "token_expired": TokenExpiredError,
@@ -46,18 +51,23 @@ _ERRORS: Mapping[str, type[PenstockError]] = {
 class Rule:
     """An answer with this status (and this pattern in its first 4 KB, where one is given) means `outcome`.
 
-    `retry_after` ("2m") is the wait to keep where the server names none. The outcome "restart" is no error:
-    the checkpoint has gone stale, and the unit begins again at its first page, once.
+    `retry_after` ("2m") is the wait to keep where the server names none. `scope` is whom it speaks of, where
+    that is not what the outcome says by itself: "symbol", "endpoint", "account" or "host".
+
+    Three outcomes are no errors as long as something can be done. "restart": the checkpoint has gone stale,
+    and the unit begins again at its first page, once. "resync": the sync token has, and everything is read
+    again; only a call that sent one is looked at. "too_much": the page is asked for again by half.
     """
 
     outcome: str
     status: int | tuple[int, ...] | range | None = None
     body: str | None = None
     retry_after: str | None = None
+    scope: str | None = None
 
     def __post_init__(self) -> None:
-        if self.outcome != RESTART and self.outcome not in _ERRORS:
-            known = ", ".join([*_ERRORS, RESTART])
+        if self.outcome not in {RESTART, RESYNC} and self.outcome not in _ERRORS:
+            known = ", ".join([*_ERRORS, RESTART, RESYNC])
             raise ConfigurationError(f"Rule.outcome is {self.outcome!r}; it is one of {known}")
         if self.status is None and self.body is None:
             raise ConfigurationError(
@@ -65,6 +75,10 @@ class Rule:
             )
         if self.retry_after is not None:
             duration(self.retry_after, f"Rule({self.outcome!r}).retry_after")
+        if self.scope is not None and self.scope not in ABOUT:
+            raise ConfigurationError(
+                f"Rule({self.outcome!r}).scope is {self.scope!r}; it is one of {', '.join(ABOUT)}"
+            )
         try:
             re.compile((self.body or "").encode())
         except re.error as error:
@@ -83,6 +97,10 @@ class Rule:
 
     def error(self, api: str, answer: Answer) -> PenstockError:
         """The error that this rule says the answer is."""
+        found = self._error(api, answer)
+        return found if self.scope is None else found.about(self.scope)
+
+    def _error(self, api: str, answer: Answer) -> PenstockError:
         kind = _ERRORS[self.outcome]
         message = f"{api} answered {answer.status}: {excerpt(answer.body)}"
         if issubclass(kind, APIError):
@@ -111,9 +129,9 @@ _BUILT_IN = (
 
 def classify(api: str, rules: Iterable[Rule], answer: Answer) -> PenstockError | None:
     """The error that an answer is, None for a good one and for one that asks to begin again."""
-    for rule in rules:
-        if rule.matches(answer):
-            return None if rule.outcome == RESTART else rule.error(api, answer)
+    rule = first_of(rules, answer)
+    if rule is not None:
+        return None if rule.outcome == RESTART else rule.error(api, answer)
     if 200 <= answer.status < 300:
         return None
     for rule in _BUILT_IN:
@@ -124,12 +142,17 @@ def classify(api: str, rules: Iterable[Rule], answer: Answer) -> PenstockError |
     return APIError(f"{api} answered {answer.status}: {excerpt(answer.body)}", status=answer.status)
 
 
+def first_of(rules: Iterable[Rule], answer: Answer, *, synced: bool = False) -> Rule | None:
+    """The first rule that speaks about an answer; those for sync tokens only if one was sent."""
+    return next((rule for rule in rules if (synced or rule.outcome != RESYNC) and rule.matches(answer)), None)
+
+
 def refuses(rules: Iterable[Rule], answer: Answer) -> bool:
     """Whether an answer refuses the credentials themselves: a 401, or what a rule says does.
 
     A 403 may be about this one resource.
     """
-    rule = next((each for each in rules if each.matches(answer)), None)
+    rule = first_of(rules, answer)
     if rule is None:
         return answer.status == 401
     return issubclass(_ERRORS.get(rule.outcome, PenstockError), AuthenticationError)

@@ -28,12 +28,13 @@ from tasks.collectors.checks import BreakerPer
 from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.oauth import TokenAuth
-from tasks.collectors.paging import Cursor, Paging, Single
+from tasks.collectors.paging import Paging, Single
 from tasks.collectors.rows import Where
-from tasks.collectors.rules import RESTART, Rule, classify, refuses
+from tasks.collectors.rules import Rule, classify, refuses
 from tasks.collectors.sources import FromEndpoint, FromTable, Symbols
 from tasks.collectors.tiers import Tier
 from tasks.collectors.tiers import check as check_tiers
+from tasks.collectors.times import Cursor
 from tasks.collectors.values import Answer, Checkpoint, Fetch, Page, Request, Unit
 from tasks.models import records
 from tasks.overrides import closest, override_breaker, override_retry
@@ -114,6 +115,7 @@ class Api:
         limits: Sequence[Limit] = (),
         rows: Where = None,
         on_open: OnOpen | None = None,
+        expect_rows: bool = False,
         fetch: Fetch | None = None,
         tiers: Sequence[Tier] = (),
     ) -> Callable[[P], P]:
@@ -122,7 +124,8 @@ class Api:
         `path`, `params` and `headers` may use {symbol}, the named groups of `symbol_pattern` and, with Bars,
         {interval} ("1m") and {interval_s} (60). `key` names the fields that identify a row. `rows` is where
         the list of rows stands in the body ("data"), a function that finds it there, or None for the body
-        itself. Without a `table` the rows are kept as JSON.
+        itself. Without a `table` the rows are kept as JSON. With `expect_rows` a unit without any row is an
+        error, for APIs that always have some.
 
         `fetch(unit, checkpoint, session)`, in place of a path, makes the calls itself, through a guarded
         `requests.Session`, and returns Fetched(rows, next=…), one page after the other. `tiers` are several
@@ -156,6 +159,7 @@ class Api:
                 limits=checks.limits(f"{self.name}.{name}", limits),
                 rows=rows,
                 on_open=on_open,
+                expect_rows=expect_rows,
                 fetch=fetch,
                 tiers=check_tiers(f"{self.name}.{name}", tiers, path, fetch),
             )
@@ -175,10 +179,6 @@ class Api:
     def refuses(self, answer: Answer) -> bool:
         """Whether the answer refuses our credentials, and not only what was asked for with them."""
         return refuses(self.rules, answer)
-
-    def wants_restart(self, answer: Answer) -> bool:
-        """Whether the answer says that the checkpoint is stale and the unit has to begin again."""
-        return next((rule.outcome for rule in self.rules if rule.matches(answer)), None) == RESTART
 
     def with_overrides(
         self,

@@ -437,7 +437,9 @@ def fleet(installation, inbox, upstream):
 
 
 class Scripted:
-    """A server that answers as it is told: (status, headers, body) one after the other, the last one for ever."""
+    """A server that answers as it is told: (status, headers, body), or a function of the path that says so, one after
+    the other, the last one for ever.
+    """
 
     def __init__(self):
         from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -451,7 +453,8 @@ class Scripted:
             def do_GET(self):
                 scripted.requests.append((self.path, dict(self.headers)))
                 answers = scripted.answers
-                status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                status, headers, body = answer(self.path) if callable(answer) else answer
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)

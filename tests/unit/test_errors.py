@@ -57,6 +57,27 @@ def test_codes_are_unique():
     assert len({each.code for each in CLASSES}) == len(CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("error", "whom", "kind", "label"),
+    [
+        (ServerError(), "symbol", Kind.IGNORED, "symbol:server_error"),
+        (ServerError(), "account", Kind.IGNORED, "account:server_error"),
+        (ServerError(), "host", Kind.FAILURE, "server_error"),
+        (NotFoundError(), "symbol", Kind.IGNORED, "not_found"),
+        (NotFoundError(), "endpoint", Kind.FAILURE, "endpoint:not_found"),
+        (BannedError(), "account", Kind.BANNED, "account:banned"),
+        (BannedError(), "host", Kind.BANNED, "banned"),
+    ],
+)
+def test_of_whom_an_error_speaks_can_be_said(error, whom, kind, label):
+    """By a rule of an API: of a single error, and never of its class."""
+    said = error.about(whom)
+    assert said is error
+    assert CallResult.of(error, latency_s=0.1).kind is kind
+    assert error.label == label
+    assert type(error)().label == error.code
+
+
 def test_only_the_service_trips():
     """Nothing that says less than "the service is ill" opens a circuit."""
     assert all(each.scope is Scope.SERVICE for each in CLASSES if each.trips)

@@ -10,7 +10,7 @@ SURFACE = {
     "tasks.collectors": {
         "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
         "FromEndpoint", "FromTable", "GoogleServiceAccount", "GoogleUser", "Limit", "Link", "Number", "OAuth2", "Offset",
-        "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit",
+        "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit", "Window",
         "day", "iso", "ms", "number", "seconds", "whole",
     },
     "resilience.guard": {
@@ -23,9 +23,9 @@ DEFINED = {
         "APIError", "AllTiersFailedError", "ApiConnectionError", "ApiTimeoutError", "AuthenticationError",
         "BadPayloadError", "BannedError", "CircuitBreakerOpenError", "CircuitOpenError", "CollectionError",
         "ConfigurationError", "ConnectionPoolError", "DNSError", "DatabaseError", "IntegrityError",
-        "InvalidCredentialsError", "NetworkError", "NotFoundError", "PartialCollectionError", "PenstockError",
+        "InvalidCredentialsError", "NetworkError", "NoRowsError", "NotFoundError", "PartialCollectionError", "PenstockError",
         "RateLimitError", "Refused", "RetryExhaustedError", "Scope", "ServerAwayError", "ServerError",
-        "StoreUnavailableError", "Throttled", "TokenExpiredError", "TokenFetchError", "TransactionError",
+        "StoreUnavailableError", "Throttled", "TokenExpiredError", "TokenFetchError", "TooMuchError", "TransactionError",
         "ValidationError",
     },
     "resilience.policy": {"BreakerPolicy", "Lane", "Limit", "RetryPolicy"},

@@ -18,6 +18,7 @@ from resilience.errors import (
     InvalidCredentialsError,
     NotFoundError,
     RateLimitError,
+    Scope,
     ServerError,
     TokenExpiredError,
     ValidationError,
@@ -181,7 +182,10 @@ WRONG = [
     ({"symbol_pattern": "("}, "symbol_pattern"),
     ({"cursor": Cursor("when")}, "cursor names 'when', but table orders has no such column"),
     ({"cursor": Cursor("price")}, "cursor 'price' holds Decimal"),
-    ({"cursor": Cursor("shop", lag="2m")}, "cursor 'shop' holds str; lag, chunk, until and Bars need times"),
+    (
+        {"cursor": Cursor("shop", lag="2m")},
+        "cursor 'shop' holds str; lag, chunk, until, horizon, .* need times",
+    ),
     ({"page": Bars("1m", start="a", end="b", size=5)}, "cursor is missing; Bars needs"),
     ({"page": Bars("1m", start="a", end="b", size=5), "cursor": Cursor("shop")}, "cursor 'shop' holds str"),
     ({"page": Token(param="p", at="n"), "params": {"p": "1"}}, "params sets 'p', which its paging"),
@@ -255,6 +259,12 @@ def test_a_wrong_declaration_says_what_is_wrong(options, said):
         (lambda: Rule("banned"), r"Rule\('banned'\) needs `status` or `body`"),
         (lambda: Rule("banned", body="("), "no regular expression"),
         (lambda: Rule("banned", status=1, retry_after="x"), "retry_after"),
+        (
+            lambda: Rule("banned", status=1, scope="planet"),
+            r"Rule\('banned'\)\.scope is 'planet'; it is one of symbol, endpoint, account, host",
+        ),
+        (lambda: Cursor("at", param="since", header="If-Modified-Since"), "by `param` or by `header`"),
+        (lambda: Cursor("at", unit="us"), r"Cursor\.unit is 'us'; it is one of ms, s, iso"),
         (lambda: Bearer("a secret!"), "takes the name of a secret"),
         (lambda: ApiKey(secret="KEY"), "exactly one of"),
         (lambda: ApiKey(secret="KEY", header="a", query="b"), "exactly one of"),
@@ -800,6 +810,49 @@ def test_an_apis_own_rules_come_first():
     assert type(api.error_of(answer({}, 418))) is BannedError
     assert type(api.error_of(answer({"code": -1121}, 500))) is ValidationError
     assert api.error_of(answer({"error": []})) is None
+
+
+def test_a_rule_says_of_whom_its_error_speaks():
+    """A server that fails for one symbol only, and a page that is gone for all of them."""
+    api = shop(
+        rules=[
+            Rule("server_error", status=500, body="no such pair", scope="symbol"),
+            Rule("not_found", status=410, scope="endpoint"),
+        ]
+    )
+    assert (api.error_of(answer("no such pair", 500)).scope, api.error_of(answer({}, 500)).scope) == (
+        Scope.SYMBOL,
+        Scope.SERVICE,
+    )
+    gone = api.error_of(answer({}, 410))
+    assert (gone.scope, gone.trips, gone.label) == (Scope.SERVICE, True, "endpoint:not_found")
+
+
+@pytest.mark.parametrize(
+    ("how", "sent"),
+    [
+        ("naive", "2026-11-25T07:00:00"),
+        ("offset", "2026-11-25T07:00:00+00:00"),
+        ("http", "Wed, 25 Nov 2026 07:00:00 GMT"),
+        ("iso", "2026-11-25T07:00:00.250000Z"),
+    ],
+)
+def test_a_cursor_in_a_header(how, sent):
+    """As the API writes times there; not in a first run."""
+    endpoint = orders(cursor=Cursor("at", header="If-Modified-Since", unit=how), headers={"X-Plan": "free"})
+    since = datetime(2026, 11, 25, 7, 0, 0, 250000, tzinfo=UTC)
+    request = endpoint.request(unit(start=since), {})
+    assert request.headers == {"X-Plan": "free", "If-Modified-Since": sent}
+    assert request.params == {}
+    assert endpoint.request(unit(), {}).headers == {"X-Plan": "free"}
+    assert endpoint.takes_range
+
+
+def test_a_cursor_in_a_header_of_records():
+    """Only times can be written as times; without a table the declaration says so."""
+    endpoint = declare(cursor=Cursor("at", header="If-Modified-Since", unit="naive"))
+    assert endpoint.timed
+    assert endpoint.window("A", "2026-01-01T00:00:00.000000Z", NOW) == (T0, None)
 
 
 def test_the_servers_wait_beats_the_rules():
