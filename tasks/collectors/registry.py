@@ -19,6 +19,7 @@ _NAMES = (
     "binance",
     "coinbase",
     "asana",
+    "calendar",
     "glassnode",
     "greenlake",
     "kraken",

@@ -338,11 +338,14 @@ def inbox(installation):
 PATHS = {
     "asana": "/api/1.0",
     "binance": "",
+    "calendar": "/calendar/v3",
     "coinbase": "",
     "glassnode": "",
+    "greenlake": "",
     "kraken": "/0",
     "lunarcrush": "/api4",
     "moralis": "/api/v2.2",
+    "reddit": "",
     "x": "/2",
 }
 

@@ -95,6 +95,31 @@ BODIES = {
         "BTC",
         timedelta(days=9),
     ),
+    "calendar.events": Body(
+        {
+            "kind": "calendar#events",
+            "items": [
+                {
+                    "id": "e1",
+                    "status": "confirmed",
+                    "summary": "Walk the weir",
+                    "organizer": {"email": "ann@example.com"},
+                    "start": {"dateTime": "2026-01-01T09:00:00+01:00"},
+                    "end": {"dateTime": "2026-01-01T10:00:00+01:00"},
+                    "updated": "2026-01-01T00:00:00.000Z",
+                },
+                {
+                    "id": "e2",
+                    "status": "tentative",
+                    "start": {"date": "2026-01-01"},
+                    "end": {"date": "2026-01-02"},
+                },
+                {"id": "e3", "status": "cancelled"},
+            ],
+            "nextPageToken": "more",
+        },
+        "primary",
+    ),
     "glassnode.price": Body(
         [{"t": T0_S, "v": 87_648.2196}, {"t": T0_S + 86_400, "v": None}], "BTC", timedelta(days=9)
     ),

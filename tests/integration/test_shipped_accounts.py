@@ -1,0 +1,217 @@
+"""The shipped collectors that need access tokens, unit by unit, against the fake APIs and their token servers."""
+
+import json
+import time
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from tasks.data import calendar_events, greenlake_devices, greenlake_subscriptions, reddit_posts
+from tests.upstream.apis import google, greenlake, reddit
+from tests.upstream.apis.tokens import CLIENT, REFRESH
+
+from .conftest import connect, on_both
+
+DATABASES = ("sqlite",)
+AT = 1_900_000_000
+TOKEN_PATHS = {
+    "calendar": "/token",
+    "greenlake": "/authorization/v2/oauth2/{GREENLAKE_WORKSPACE}/token",
+    "reddit": "/api/v1/access_token",
+}
+SECRETS = {
+    "GOOGLE_USER_TOKEN": json.dumps(
+        {"client_id": CLIENT[0], "client_secret": CLIENT[1], "refresh_token": REFRESH}
+    ),
+    "GREENLAKE_WORKSPACE": greenlake.WORKSPACE,
+    "GREENLAKE_CLIENT_ID": CLIENT[0],
+    "GREENLAKE_CLIENT_SECRET": CLIENT[1],
+    "REDDIT_CLIENT_ID": CLIENT[0],
+    "REDDIT_CLIENT_SECRET": CLIENT[1],
+}
+
+
+class Account:
+    """One shipped collector at work for the account of a test."""
+
+    def __init__(self, fleet, name, **changed):
+        self.fleet, self.name, self.upstream = fleet, name, fleet.upstream
+        token_url = self.upstream.base(name) + TOKEN_PATHS[name]
+        fleet.configure({name: {"token_url": token_url}}, PENSTOCK_COLLECTORS=name, **SECRETS | changed)
+        connect(fleet.inbox.app)  # its queues follow from the collectors
+
+    def control(self, **changes):
+        return self.upstream.control(self.name, **changes)
+
+    def run(self, endpoint, symbols=None):
+        """Run it to its end as a worker would; returns what became of each symbol."""
+        run = self.fleet.run(f"{self.name}.{endpoint}", symbols)
+        queue, inbox = f"collect.{self.name}", self.fleet.inbox
+        deadline = time.monotonic() + 60
+        while inbox.length(queue):
+            assert time.monotonic() < deadline
+            message = inbox.take(queue)
+            if eta := message.headers.get("eta"):
+                time.sleep(max(0.0, (datetime.fromisoformat(eta) - datetime.now(UTC)).total_seconds()))
+            inbox.run(message)
+        return {unit["symbol"]: unit["outcome"] for unit in self.fleet.units(run)}
+
+    def rows(self, table):
+        return self.fleet.installation.rows(table)
+
+    def seen(self):
+        """What the API counted: requests over a limit, answers by status, tokens given."""
+        stats = self.upstream.stats(self.name)
+        return stats["violations"], stats["by_status"].keys(), stats["tokens"]["granted"]
+
+
+@pytest.fixture
+def account(fleet):
+    return lambda name, **changed: Account(fleet, name, **changed)
+
+
+def z(text):
+    return datetime.fromisoformat(text)
+
+
+def a_post(row):
+    return {
+        "id": row["name"],
+        "subreddit": row["subreddit"],
+        "author": row["author"],
+        "title": row["title"],
+        "text": row["selftext"],
+        "url": row["url"],
+        "score": row["score"],
+        "comments": row["num_comments"],
+        "created_at": datetime.fromtimestamp(row["created_utc"], UTC),
+        "data": row,
+    }
+
+
+@on_both
+def test_reddit(account):
+    """Every post of two subreddits with one token, texts as they were written; then those that came since."""
+    one, names = account("reddit"), ["rivers", "weirs"]
+    for added in (0, 7):
+        one.control(add=added)
+        assert one.run("posts", names) == dict.fromkeys(names, "stored")
+        served = [a_post(row) for name in names for row in reddit.posts(name, added)]
+        assert one.rows(reddit_posts) == sorted(served, key=lambda row: row["id"])
+    assert any("<tags> &" in row["text"] for row in served)
+    assert one.seen() == (0, {"200"}, 1)
+
+
+def a_device(row):
+    return {
+        "id": row["id"],
+        "serial": row["serialNumber"],
+        "type": row["deviceType"],
+        "model": row["model"],
+        "created_at": z(row["createdAt"]),
+        "updated_at": z(row["updatedAt"]),
+        "data": row,
+    }
+
+
+def a_subscription(row):
+    return {
+        "id": row["id"],
+        "key": row["key"],
+        "sku": row["sku"],
+        "quantity": int(row["quantity"]),
+        "available": int(row["availableQuantity"]),
+        "starts_at": z(row["startTime"]),
+        "ends_at": z(row["endTime"]),
+        "updated_at": z(row["updatedAt"]),
+        "data": row,
+    }
+
+
+@on_both
+def test_greenlake(account):
+    """All devices and subscriptions of the workspace that the token is for, what was modified and added, too."""
+    one, touched = account("greenlake"), {}
+    for _ in range(2):
+        assert one.run("devices") == one.run("subscriptions") == {"": "stored"}
+        assert one.rows(greenlake_devices) == [a_device(row) for row in greenlake.rows("devices", touched)]
+        subscriptions = greenlake.rows("subscriptions", {n: at for n, at in touched.items() if n < 3})
+        assert one.rows(greenlake_subscriptions)[:130] == [a_subscription(row) for row in subscriptions]
+        one.control(touch={"count": 3, "at": AT})
+        one.control(add={"count": 4, "at": AT})
+        touched = dict.fromkeys([*range(3), *range(4321, 4325)], AT)
+    assert len(one.rows(greenlake_subscriptions)) == 134
+    assert one.seen() == (0, {"200"}, 1)
+
+
+def an_event(calendar, row):
+    start, end = row.get("start", {}), row.get("end", {})
+    return {
+        "calendar": calendar,
+        "id": row["id"],
+        "status": row["status"],
+        "summary": row.get("summary"),
+        "organizer": row["organizer"]["email"] if "organizer" in row else None,
+        "start_at": z(start["dateTime"]) if "dateTime" in start else None,
+        "end_at": z(end["dateTime"]) if "dateTime" in end else None,
+        "start_on": date.fromisoformat(start["date"]) if "date" in start else None,
+        "end_on": date.fromisoformat(end["date"]) if "date" in end else None,
+        "updated_at": z(row["updated"]) if "updated" in row else None,
+        "data": row,
+    }
+
+
+@on_both
+def test_calendar(account):
+    """Every event of two calendars over pages without any; then what was moved and cancelled, by a new token."""
+    one = account("calendar")
+    for version in (0, 20):
+        one.control(change=version, expire_tokens=True)
+        assert one.run("events", google.CALENDARS) == dict.fromkeys(google.CALENDARS, "stored")
+        served = [
+            an_event(calendar, row)
+            for calendar in google.CALENDARS
+            for row in google.events(calendar, version, deleted=True)
+        ]
+        assert one.rows(calendar_events) == served
+    assert {row["status"] for row in served} == {"cancelled", "confirmed", "tentative"}
+    assert one.seen() == (0, {"200", "401"}, 2)
+
+
+@on_both
+@pytest.mark.parametrize("status", [403, 429])
+def test_google_says_later(account, status):
+    """Over a limit, whichever status says so, a unit waits half a minute and has not failed."""
+    from tasks.models import units
+
+    one = account("calendar")
+    one.control(limits={"amount": 0}, over_limit=status)
+    assert one.run("events", ["primary"]) == {"primary": None}
+    (unit,) = one.rows(units)
+    assert (unit["state"], unit["attempts"]) == ("waiting", 0)
+    assert unit["not_before"] - datetime.now(UTC) > timedelta(seconds=20)
+
+
+@on_both
+def test_google_says_never(account):
+    """What an account may not, no wait changes: one token, and one call."""
+    one = account("calendar")
+    one.control(forbidden=True)
+    assert one.run("events", ["primary"]) == {"primary": "failed"}
+    assert one.rows(calendar_events) == []
+    assert one.upstream.stats("calendar")["by_status"] == {"200": 1, "403": 1}
+
+
+@on_both
+@pytest.mark.parametrize("name", ["reddit", "calendar"])
+def test_no_token_stands_in_the_database(account, name):
+    """Nor does a secret of the client: not in any table, in clear."""
+    from tasks.models import metadata
+
+    one = account(name)
+    one.run(*{"reddit": ("posts", ["rivers"]), "calendar": ("events", ["primary"])}[name])
+    assert one.seen()[2] == 1
+    everything = repr([one.rows(table) for table in metadata.sorted_tables])
+    assert "primary" in everything or "rivers" in everything
+    for secret in (f"access-of-{name}", REFRESH, *CLIENT):
+        assert secret not in everything
