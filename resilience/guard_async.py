@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resilience import guard
 from resilience.errors import StoreUnavailableError
 from resilience.guard import Ask, CallResult, CircuitView, Guard, Lease, Transition, Verdict
-from resilience.store import Answer, Grant, Ledger, Request, Settled, Store, Unrestored, Unwritten
+from resilience.store import Answer, Grant, Ledger, Request, Settled, Store
 
 if TYPE_CHECKING:
     from resilience.breaker import CircuitBreaker
@@ -82,7 +82,7 @@ class AsyncGuard:
 
     async def _verdict(self, ask: Ask, request: Request, answer: Answer) -> Verdict:
         self._guard._tell(ask, answer.changes)
-        while isinstance(answer, Unrestored | Unwritten):
+        while isinstance(answer, guard._WANTED):
             await asyncio.to_thread(self._guard._do, ask, answer)
             answer = await self.store.admit(request)
             self._guard._tell(ask, answer.changes)

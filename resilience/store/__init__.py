@@ -38,6 +38,7 @@ RECOVERY_US = 60_000_000  # … by a tenth of the limit, this often
 LATENCY_US = 5_000_000  # slow and fast answers change a rate this often at most
 SLOW_US = 2_000_000
 FAST_US = 500_000
+RENEW_US = 3_600_000_000  # the end of what is kept is set anew this often, and that much later
 KEPT_FACTOR_US = 30 * DAY_US  # a rate set by hand outlasts a quiet limit
 SLICES = 10  # the failure rate's window slides in this many steps
 EVENTS_KEPT = 1000  # transitions of one API, more or less

@@ -30,13 +30,13 @@ class Layout:
         return dict(zip(self.fields, self._struct.unpack_from(known)[1:], strict=True))
 
     def at(self, field: str) -> int:
-        """Where Lua finds the field."""
-        return 2 + 8 * self.fields.index(field)
+        """How many bytes come before the field."""
+        return 1 + 8 * self.fields.index(field)
 
     @property
     def end(self) -> int:
-        """Where Lua finds the tail."""
-        return self._struct.size + 1
+        """How many bytes come before the tail."""
+        return self._struct.size
 
     @property
     def lua(self) -> str:
@@ -44,7 +44,7 @@ class Layout:
         first = "".join(f"\\{byte:03d}" for byte in self._first)
         made = ", ".join(f"{each} = {each}" for each in self.fields)
         kept = ", ".join(f"t.{each}" for each in self.fields)
-        tail = f", {self._tail} = string.sub(raw, {self.end})" if self._tail else ""
+        tail = f", {self._tail} = string.sub(raw, {self.end + 1})" if self._tail else ""
         and_tail = f" .. t.{self._tail}" if self._tail else ""
         form, fields = self._struct.format, ", ".join(self.fields)
         return f"""
@@ -61,12 +61,13 @@ end
 """
 
 
-# The first eight are what plain_admit.lua and plain_settle.lua deal with. The ring is ten slices of its
-# window: tick, calls, failures, slow.
+# plain_admit.lua and plain_settle.lua read the first fields of a circuit and a bucket, and write in place.
+# That leaves the end of the whole as it is, which is set anew when it was set (`kept`) long ago. The ring is
+# ten slices of a circuit's window: tick, calls, failures, slow; `succeeded` counts what it holds no more.
 CIRCUIT = Layout(
     "circuit",
-    "state known era till closed failures throttles succeeded "
-    "open good bad quiet failed opens recovered relapsed open_time opened failed_at changed",
+    "state known era till closed failures throttles kept "
+    "open good bad quiet succeeded failed opens recovered relapsed open_time opened failed_at changed",
     tail=("ring", 10 * 4 * 8),
 )
 GATE = Layout("gate", "closed till strikes banned bans violations")
@@ -74,7 +75,7 @@ WINDOW = Layout("window", "begin used written live calls")
 # A bucket, then its pace (pace.lua).
 BUCKET = Layout(
     "bucket",
-    "booked started backfill live gate calls waited "
-    "factor cut cut_at step spread spread_end violations adjustments least greatest",
+    "booked started live calls kept backfill gate waited "
+    "factor cut spread spread_end cut_at step violations adjustments least greatest",
     factor=1,
 )

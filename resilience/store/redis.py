@@ -103,7 +103,9 @@ class RedisStore:
 
     def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
-        return self._answer(request, self._run(scripts.ADMIT, self._admit_command(request)))
+        found = self._wire(request.route)
+        reply = self._run(scripts.ADMIT, self._admit_command(found, request))
+        return found.granted(request, reply) if isinstance(reply, bytes) else self._answer(request, reply)
 
     def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
@@ -111,8 +113,12 @@ class RedisStore:
 
     def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
-        command = self._settle_and_admit_command(report, request)
-        settled, admitted = wire.both_of(self._run(scripts.SETTLE_AND_ADMIT, command))
+        found = self._wire(request.route)
+        command = self._settle_and_admit_command(found, report, request)
+        reply = self._run(scripts.SETTLE_AND_ADMIT, command)
+        if isinstance(reply, bytes):
+            return _NOTHING_SETTLED, found.granted(request, reply)
+        settled, admitted = reply
         return self._settled(report, settled), self._answer(request, admitted)
 
     def release(self, grant: Grant) -> None:
@@ -265,17 +271,18 @@ class RedisStore:
             found = self._wires[route] = Wire(route, recalls=recalls, about_us=self._about_us)
         return found
 
-    def _admit_command(self, request: Request) -> bytes:
+    def _admit_command(self, found: Wire, request: Request) -> bytes:
         self._notice_fork()
-        return self._wire(request.route).admit(request, self._when(), self._packed_actor)
+        return found.admit(request, self._when(), self._packed_actor)
 
     def _settle_command(self, report: Report) -> bytes:
         self._notice_fork()
         return self._wire(report.grant.request.route).settle(report, self._when(), self._packed_actor)
 
-    def _settle_and_admit_command(self, report: Report, request: Request) -> bytes:
+    def _settle_and_admit_command(self, after: Wire, report: Report, request: Request) -> bytes:
         self._notice_fork()
-        before, after = self._wire(report.grant.request.route), self._wire(request.route)
+        route = report.grant.request.route
+        before = after if route is request.route else self._wire(route)
         return before.settle_and_admit(report, after, request, self._when(), self._packed_actor)
 
     def _release_command(self, grant: Grant) -> bytes:
@@ -314,6 +321,7 @@ class RedisStore:
         return [_said(reply) for reply in replies]
 
     def _command(self, words: tuple[str | float, ...]) -> Any:
+        self._notice_fork()
         # hiredis' stub speaks of tuples of one.
         return _said(self._heal(self._ask, hiredis.pack_command(words)))  # type: ignore[arg-type]
 
@@ -331,7 +339,6 @@ class RedisStore:
             raise _away(error) from error
 
     def _line(self) -> Line:
-        self._notice_fork()
         try:
             return self._idle.pop()
         except IndexError:

@@ -8,6 +8,7 @@ is cancelled leaves its reply to be thrown away.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -30,11 +31,12 @@ from resilience.store import (
     RetrySpec,
     Settled,
     scripts,
-    wire,
 )
 from resilience.store.line import error_of
 from resilience.store.redis import RedisStore
 from resilience.store.scripts import Script
+
+_AT_ONCE = 65_536
 
 
 class AsyncRedisStore:
@@ -48,11 +50,16 @@ class AsyncRedisStore:
         self.store = store
         self._pool = open_pool(url, timeout_s)
         self._timeout_s = timeout_s
-        self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Link]] = WeakKeyDictionary()
+        self._opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Link]] = WeakKeyDictionary()
+        self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, Link] = WeakKeyDictionary()
 
     async def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
-        return await self._answer(request, await self._run(scripts.ADMIT, self.store._admit_command(request)))
+        found = self.store._wire(request.route)
+        reply = await self._run(scripts.ADMIT, self.store._admit_command(found, request))
+        if isinstance(reply, bytes):
+            return found.granted(request, reply)
+        return await self._answer(request, reply)
 
     async def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
@@ -61,8 +68,12 @@ class AsyncRedisStore:
 
     async def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
-        command = self.store._settle_and_admit_command(report, request)
-        settled, admitted = wire.both_of(await self._run(scripts.SETTLE_AND_ADMIT, command))
+        found = self.store._wire(request.route)
+        command = self.store._settle_and_admit_command(found, report, request)
+        reply = await self._run(scripts.SETTLE_AND_ADMIT, command)
+        if isinstance(reply, bytes):
+            return self.store._settled(report, 0), found.granted(request, reply)
+        settled, admitted = reply
         return self.store._settled(report, settled), await self._answer(request, admitted)
 
     async def release(self, grant: Grant) -> None:
@@ -79,8 +90,11 @@ class AsyncRedisStore:
 
     async def close(self) -> None:
         """Close the connection of this loop; the next question opens one again."""
-        if opening := self._links.pop(asyncio.get_running_loop(), None):
-            (await opening).close()
+        loop = asyncio.get_running_loop()
+        self._links.pop(loop, None)
+        if opening := self._opening.pop(loop, None):
+            with suppress(RedisError):
+                (await opening).close()
 
     async def _answer(self, request: Request, reply: Any) -> Answer:
         if isinstance(reply, bytes) or reply[0] != scripts.LOST:
@@ -90,31 +104,39 @@ class AsyncRedisStore:
 
     async def _run(self, script: Script, command: bytes) -> Any:
         reply = await self._command(command)
-        if isinstance(reply, NoScriptError):
-            reply = await self._command(script.whole(command))
         if isinstance(reply, Exception):
-            raise StoreUnavailableError(f"Redis did not answer: {reply}", cause=reply) from reply
+            if isinstance(reply, NoScriptError):
+                reply = await self._command(script.whole(command))
+            if isinstance(reply, Exception):
+                raise StoreUnavailableError(f"Redis did not answer: {reply}", cause=reply) from reply
         return reply
 
     async def _command(self, command: bytes) -> Any:
+        loop = asyncio.get_running_loop()
         try:
             try:
-                return (await (await self._link()).ask([command]))[0]
+                link = self._links.get(loop)
+                if link is None or link.closed:
+                    link = await self._link(loop)
+                return await link.ask(command)
             except RedisTimeoutError:
                 raise
             except RedisConnectionError:
                 # A connection dies with the server that held it; a new one tells whether it is back.
-                return (await (await self._link()).ask([command]))[0]
+                return await (await self._link(loop)).ask(command)
         except RedisError as error:
             raise StoreUnavailableError(f"Redis did not answer: {error}", cause=error) from error
 
-    async def _link(self) -> "Link":
+    async def _link(self, loop: asyncio.AbstractEventLoop) -> "Link":
         """The connection of this loop; whoever comes while it is being opened waits for the same one."""
-        loop = asyncio.get_running_loop()
-        opening = self._links.get(loop)
-        if opening is None or (opening.done() and (opening.exception() or opening.result().closed)):
-            opening = self._links[loop] = loop.create_task(Link.open(self._pool, self._timeout_s))
-        return opening.result() if opening.done() else await asyncio.shield(opening)
+        link = self._links.get(loop)
+        if link is not None and not link.closed:
+            return link
+        opening = self._opening.get(loop)
+        if opening is None or opening.done():
+            opening = self._opening[loop] = loop.create_task(Link.open(self._pool, self._timeout_s))
+        link = self._links[loop] = await asyncio.shield(opening)
+        return link
 
 
 def open_pool(url: str, timeout_s: float) -> ConnectionPool:
@@ -128,24 +150,15 @@ def open_pool(url: str, timeout_s: float) -> ConnectionPool:
     )
 
 
-class _Question:
-    """Commands that were sent together, and the replies that have come so far."""
-
-    __slots__ = ("due_at", "future", "missing", "replies")
-
-    def __init__(self, future: asyncio.Future[list[Any]], commands: int, due_at: float) -> None:
-        self.future, self.missing, self.due_at = future, commands, due_at
-        self.replies: list[Any] = []
-
-
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """A connection on which any number of tasks ask at once. A reply later than `timeout_s` ends it."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._parser = hiredis.Reader(replyError=error_of)
-        self._asked: deque[_Question] = deque()
+        self._buffer = bytearray(_AT_ONCE)
+        self._asked: deque[tuple[asyncio.Future[Any], float]] = deque()  # with when it is due
         self._timer: asyncio.TimerHandle | None = None
         self._connection: Any = None
         self._transport: Any = None
@@ -162,26 +175,26 @@ class Link(asyncio.Protocol):
         link._transport.set_protocol(link)
         return link
 
-    def ask(self, commands: list[bytes]) -> asyncio.Future[list[Any]]:
-        """Send commands; the future gets their replies, an error reply as an exception among them."""
-        question = _Question(self._loop.create_future(), len(commands), self._loop.time() + self._timeout_s)
-        self._asked.append(question)
-        self._transport.write(b"".join(commands))
+    def ask(self, command: bytes) -> asyncio.Future[Any]:
+        """Send a command; the future gets its reply, which may be an exception."""
+        future, due_at = self._loop.create_future(), self._loop.time() + self._timeout_s
+        self._asked.append((future, due_at))
+        self._transport.write(command)
         if self._timer is None:
-            self._timer = self._loop.call_at(question.due_at, self._check)
-        return question.future
+            self._timer = self._loop.call_at(due_at, self._check)
+        return future
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        """Where replies are put; asyncio's own would be a new one of 256 KiB every time."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Hand each reply to whoever asked first."""
-        self._parser.feed(data)
+        self._parser.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # the stub knows no bytearray
         while (reply := self._parser.gets()) is not False:
-            question = self._asked[0]
-            question.replies.append(reply)
-            question.missing -= 1
-            if not question.missing:
-                self._asked.popleft()
-                if not question.future.done():
-                    question.future.set_result(question.replies)
+            future, _ = self._asked.popleft()
+            if not future.done():
+                future.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Redis is gone, or we are: nobody gets a reply any more."""
@@ -196,7 +209,7 @@ class Link(asyncio.Protocol):
         self._timer = None
         if not self._asked:
             return
-        due_at = self._asked[0].due_at
+        _, due_at = self._asked[0]
         if due_at <= self._loop.time():
             self._end(RedisTimeoutError("Timeout reading from socket"))
         else:
@@ -209,6 +222,6 @@ class Link(asyncio.Protocol):
         self._transport.abort()
         self._connection._reader = self._connection._writer = None  # nothing is left to close
         while self._asked:
-            future = self._asked.popleft().future
+            future, _ = self._asked.popleft()
             if not future.done():
                 future.set_exception(error)

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple, Self
 
 from resilience import store
-from resilience.store import DAY_US, FORCED_US, CircuitState, Kind
+from resilience.store import DAY_US, FORCED_US, RENEW_US, CircuitState, Kind
 from resilience.store.layout import BUCKET, CIRCUIT, GATE, LAYOUT, WINDOW, Layout
 
 STATES = tuple(CircuitState)  # scripts number them
@@ -22,7 +22,7 @@ _CONSTANTS: dict[str, object] = {
     for name in (
         *("LATE_US", "TICKET_KEPT_US", "LIVE_SEEN_US", "PERMIT_WAIT_US", "SEAT_WAIT_US", "GATE_LEAST_US"),
         *("DAY_US", "BAN_FIRST_US", "BAN_MOST_US", "QUIET_US", "RECOVERY_US", "LATENCY_US", "SLOW_US"),
-        *("FAST_US", "KEPT_FACTOR_US", "BUDGET_KEPT_US", "EVENTS_KEPT", "SLICES"),
+        *("FAST_US", "KEPT_FACTOR_US", "BUDGET_KEPT_US", "RENEW_US", "EVENTS_KEPT", "SLICES"),
     )
 }
 _CONSTANTS |= {state.name: number for number, state in enumerate(STATES)}
@@ -33,12 +33,12 @@ _CONSTANTS |= {
     "FORCED_MS": FORCED_US // 1000,
     "STATE_NAMES": "{" + ", ".join(f'"{state.value}"' for state in STATES) + "}",
     "LAYOUT": LAYOUT,
+    "RENEW_MS": RENEW_US // 1000,
     # Where the plain_… find what they need of a circuit, of what is told of it, and of a bucket.
-    "FAILURES_AT": CIRCUIT.at("failures"),
     "RING_AT": CIRCUIT.end,
     "CIRCUIT_TERMS": 8 * 15,
     "STEP": 8 * 10,
-    "PACE_AT": BUCKET.at("factor"),
+    "BOOKED_AT": BUCKET.at("booked"),
 }
 _CONSTANT = re.compile(rf"\b({'|'.join(_CONSTANTS)})\b")
 

@@ -331,11 +331,6 @@ def released(grant: Grant) -> tuple[list[str], Numbers]:
     return [*sets, *windows, *buckets], (len(sets), *counted, *flat((len(buckets),), *slots))
 
 
-def both_of(reply: Any) -> tuple[Any, Any]:
-    """What `settle` and `admit` said, if both were asked."""
-    return (0, reply) if isinstance(reply, bytes) else reply
-
-
 def answer_of(wire: Wire, request: Request, reply: list[Any], actor: str) -> Answer:
     """What `admit` said, where it is more than that the call may start."""
     verdict, now, listed, *rest = reply

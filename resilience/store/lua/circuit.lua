@@ -29,7 +29,19 @@ end
 
 -- A state that was set to last keeps its end.
 local function keep_circuit(c)
-  save_circuit(c, c.state == CLOSED and DAY_MS or nil)
+  if c.state ~= CLOSED then return save_circuit(c) end
+  c.kept = now
+  save_circuit(c, DAY_MS + RENEW_MS)
+end
+
+-- Successes of the slices that the ring holds.
+local function successes(c)
+  local sum = 0
+  for i = 0, SLICES - 1 do
+    local _, calls, failures = struct.unpack("<ddd", c.ring, 32 * i + 1)
+    sum = sum + calls - failures
+  end
+  return sum
 end
 
 -- How long the circuit has been open, if it is; its time may have been over before anybody asked.
@@ -54,14 +66,14 @@ local function turn(c, state, till, reason, changes)
   if c.state ~= state and (state == OPEN or state == FORCED_OPEN) then
     c.opens, c.opened = c.opens + 1, now
   elseif state == CLOSED then
-    c.ring = string.rep("\0", #c.ring)
+    c.succeeded, c.ring = c.succeeded + successes(c), string.rep("\0", #c.ring)
   end
   c.state, c.known, c.era, c.till, c.good, c.bad, c.throttles = state, 1, c.era + 1, till, 0, 0, 0
-  c.changed, c.missing = now, false
+  c.changed, c.kept, c.missing = now, now, false
   redis.call("DEL", c.permits)
   local forced = state == FORCED_OPEN or state == DISABLED
   local lasts = till > 0 and (till - now) / 1000 + DAY_MS or forced and FORCED_MS or 0
-  save_circuit(c, math.max(DAY_MS, math.ceil(lasts)))
+  save_circuit(c, math.max(DAY_MS, math.ceil(lasts)) + RENEW_MS)
 end
 
 local function wake(c, changes)

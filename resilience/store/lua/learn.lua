@@ -27,18 +27,16 @@ local function has_failed(c, call, kind)
   if call.retry_after < 0 or policy(c).throttles_fail == 1 or throttled_for_long(c, call) then return true end
 end
 
-local function add(c, failed)
-  if failed then c.failed = c.failed + 1 else c.succeeded = c.succeeded + 1 end
-end
-
 -- Count a call; slices are reused in a ring.
 local function count(c, failed, slow)
-  add(c, failed)
-  if failed then c.failed_at = now else c.throttles = 0 end
+  if failed then c.failed, c.failed_at = c.failed + 1, now else c.throttles = 0 end
   local tick = math.floor(now / c.slice)
   local own = tick % SLICES * 32
   local kept, calls, failures, slows = struct.unpack("<dddd", c.ring, own + 1)
-  if kept ~= tick then calls, failures, slows = 0, 0, 0 end
+  if kept ~= tick then
+    c.succeeded = c.succeeded + calls - failures
+    calls, failures, slows = 0, 0, 0
+  end
   c.ring = string.sub(c.ring, 1, own)
     .. struct.pack("<dddd", tick, calls + 1, failures + (failed and 1 or 0), slows + (slow and 1 or 0))
     .. string.sub(c.ring, own + 33)
@@ -91,9 +89,9 @@ local function learn(c, call, marks, changes)
   local failed = has_failed(c, call, kind)
   if failed == nil then return end
   if not current then
-    add(c, failed)
-    if not c.missing then keep_circuit(c) end
-    return
+    if c.missing then return end
+    if failed then c.failed = c.failed + 1 else c.succeeded = c.succeeded + 1 end
+    return keep_circuit(c)
   end
   if failed then c.failures = c.failures + 1 elseif c.state ~= HALF_OPEN then c.failures = 0 end
   count(c, failed, slow)

@@ -8,7 +8,8 @@ end
 
 -- A rate set by hand outlasts a quiet limit.
 local function keep_bucket(b)
-  save_bucket(b, b.factor == 1 and b.ttl or math.max(b.ttl, KEPT_FACTOR_US / 1000))
+  b.kept = now
+  save_bucket(b, (b.factor == 1 and b.ttl or math.max(b.ttl, KEPT_FACTOR_US / 1000)) + RENEW_MS)
 end
 
 local function count_change(b, before)

@@ -8,10 +8,11 @@
 -- Names in capitals are constants: scripts.py puts their values in their place. What is kept is packed as
 -- layout.py says, which defines load_… and save_… for each kind.
 
+local call, pack, unpack = redis.call, struct.pack, struct.unpack
 local actor, figures, key_at, text_at = ARGV[1], ARGV[2], 0, 2
-local now, at = struct.unpack("<d", figures)
+local now, at = unpack("<d", figures)
 if now == 0 then
-  local time = redis.call("TIME")
+  local time = call("TIME")
   now = time[1] * 1000000 + time[2]
 end
 

@@ -32,7 +32,7 @@ local function view()
     local c, each = read_circuit(i - 1), {}
     append(each, standing(c))
     append(each, window(c))
-    append(each, c.succeeded, c.failed, c.opens, c.recovered, c.relapsed, c.open_time + open_time(c), c.opened)
+    append(each, c.succeeded + successes(c), c.failed, c.opens, c.recovered, c.relapsed, c.open_time + open_time(c), c.opened)
     -- Nobody watches the clock: a state whose time is over has changed when it was over.
     append(each, c.failed_at, c.till > 0 and c.till <= now and c.till or c.changed)
     append(each, forced(c, key()))
