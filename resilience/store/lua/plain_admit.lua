@@ -2,7 +2,8 @@
 -- buckets known, and with room; no ticket, no seats, no windows, no share for live work that holds a backfill back.
 --
 -- It returns what `admit` would, or nil where anything is not plain: then it has changed nothing, and `admit` has to
--- decide. It comes before the other functions, for to define those takes longer than to decide this.
+-- decide; tests/integration/test_plain_calls.py holds the two together. It comes before the other functions, for to
+-- define those takes longer than to decide this.
 
 local function plain_admit()
   local k, grant, slots, saved, closings, _, flags, _, circuits, n = key_at + 3, pack("<i8", now), "", {}, nil,
