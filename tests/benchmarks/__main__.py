@@ -54,13 +54,12 @@ NOT_HERE = (
 )
 NEXT = """\
 Of the CPU of a unit in its own thread two fifths are SQL (claim and store), a quarter is requests, a sixth Celery's; a
-worker spends about a third more on messages, acknowledgements and events. What the guard costs on a quiet machine is
-its scripts in Redis and the Python around them, more than the round trips. The ideas that follow from this, none of
-them built:
+worker spends about a third more on messages, acknowledgements and events. A third of what
+the guard costs on a quiet machine is the round trips, a third its scripts, the rest the Python around them. The
+ideas that follow from this, none of them built:
 
 - claim and store by statements that are compiled once, past SQLAlchemy's own work for each of them;
-- fewer commands for each unit of a chord, whose result is stored and counted on its own;
-- fewer arguments to the guard's scripts, and fewer fields of the hashes that they read and write."""
+- fewer commands for each unit of a chord, whose result is stored and counted on its own."""
 SHOWS = "A bar for each target: how many times as good as asked for"
 
 
