@@ -82,6 +82,11 @@ class Calls:
         self._one = threading.RLock()
         self._started = time.monotonic()
 
+    def weighing(self, weight: float) -> None:
+        """Let the calls from now on cost so much."""
+        if weight != self.ask.weight:
+            self.ask = replace(self.ask, weight=weight)
+
     def admit(self) -> None:
         """Get leave for a call; waits two seconds at most, else raises Snooze or CircuitOpenError."""
         lease, self._lease = self._lease, None

@@ -171,6 +171,7 @@ units = Table(
     Column("weight", Float, nullable=False, server_default="0"),  # what its calls cost of the limits
     Column("records", Integer, nullable=False, server_default="0"),
     Column("bad_rows", Integer, nullable=False, server_default="0"),  # that could not be stored
+    Column("vanished", Integer, nullable=False, server_default="0"),  # listed, and gone when asked for
     Column("rate_limited", Boolean, nullable=False, server_default="0"),
     Column("finished_at", UtcDateTime),
     Column("tier", String(50)),  # which of several ways served it
@@ -226,6 +227,7 @@ results = Table(
     Column("resent", BigInteger, nullable=False),
     Column("weight", Float, nullable=False),
     Column("bad_rows", BigInteger, nullable=False, server_default="0"),
+    Column("vanished", BigInteger, nullable=False, server_default="0"),
 )
 
 # Rows that came and could not be stored; one that comes again, in another run too, is still one.
@@ -270,6 +272,19 @@ symbols = Table(
     Column("symbol", String(200), nullable=False),
     Column("added_at", UtcDateTime, nullable=False),
     Column("removed_at", UtcDateTime),
+    PrimaryKeyConstraint("endpoint", "symbol"),
+)
+
+# What the server said of the last complete read of a conditional request.
+validators = Table(
+    "validators",
+    metadata,
+    Column("endpoint", String(200), nullable=False),
+    Column("symbol", String(200), nullable=False),
+    Column("asked", String(64), nullable=False),  # which request
+    Column("etag", Text),
+    Column("modified", Text),
+    Column("updated_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("endpoint", "symbol"),
 )
 

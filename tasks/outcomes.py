@@ -91,6 +91,7 @@ class CollectionResult:
     resent: int = 0
     weight: float = 0.0
     bad_rows: int = 0
+    vanished: int = 0
 
     @property
     def success_rate(self) -> float:

@@ -23,7 +23,7 @@ from tasks.store import db_now, reading
 # A run may have a million units; a page of errors is what a person reads.
 ERRORS_SHOWN = 50
 
-COUNTED = ("records", "bad_rows", "calls", "retries", "waits", "waited_s", "resent", "weight")
+COUNTED = ("records", "bad_rows", "vanished", "calls", "retries", "waits", "waited_s", "resent", "weight")
 
 
 def iso(at: datetime | None) -> str | None:
@@ -48,6 +48,7 @@ class Tally:
     resent: int = 0
     weight: float = 0.0
     bad_rows: int = 0  # that came and could not be stored
+    vanished: int = 0  # items that were listed, and gone when they were asked for
 
     @property
     def total(self) -> int:

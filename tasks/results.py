@@ -18,7 +18,7 @@ from tasks.outcomes import (
 
 logger = logging.getLogger(__name__)
 
-SUMMED = ("records", "bad_rows", "calls", "retries", "waits", "waited_s", "resent", "weight")
+SUMMED = ("records", "bad_rows", "vanished", "calls", "retries", "waits", "waited_s", "resent", "weight")
 
 
 def result_of(connection: Connection, run: RowMapping) -> CollectionResult:
@@ -108,7 +108,7 @@ def log_result(run: int, result: CollectionResult) -> None:
     """One line for every run, skipped ones too."""
     logger.info(
         "run %s of %s: %s, %s of %s items stored or empty, %s failed, %s skipped, %s records, %s calls, "
-        "%.1f s%s%s%s",
+        "%.1f s%s%s%s%s",
         run,
         result.collector_name,
         result.outcome,
@@ -120,6 +120,7 @@ def log_result(run: int, result: CollectionResult) -> None:
         result.calls,
         (result.finished_at - result.started_at).total_seconds(),
         f", {result.bad_rows} bad rows" if result.bad_rows else "",
+        f", {result.vanished} vanished" if result.vanished else "",
         ", rate limited" if result.rate_limited else "",
         ", circuit broken" if result.circuit_broken else "",
     )

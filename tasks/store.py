@@ -10,9 +10,9 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import (
@@ -52,7 +52,8 @@ from resilience.errors import (
     PenstockError,
     TransactionError,
 )
-from tasks.models import UtcDateTime, cursors, events, runs, units, workers
+from tasks.collectors.values import Known
+from tasks.models import UtcDateTime, cursors, events, runs, units, validators, workers
 from tasks.outcomes import Outcome, RunState, UnitState
 from tasks.prepared import Prepared
 from tasks.settings import get_settings
@@ -361,7 +362,7 @@ def claim(
     return None if row is None else Claim(run, n, row["token"], row)
 
 
-def _move_cursor_statement(dialect: Dialect) -> Any:
+def _cursor_statement(dialect: Dialect, *, forward: bool) -> Any:
     statement = (
         (sqlite if dialect.name == "sqlite" else postgresql)
         .insert(cursors)
@@ -375,16 +376,43 @@ def _move_cursor_statement(dialect: Dialect) -> Any:
     return statement.on_conflict_do_update(
         index_elements=[cursors.c.endpoint, cursors.c.symbol],
         set_={"value": statement.excluded.value, "updated_at": statement.excluded.updated_at},
-        where=cursors.c.value < statement.excluded.value,
+        where=cursors.c.value < statement.excluded.value if forward else None,
     )
 
 
-_MOVE_CURSOR = Prepared(_move_cursor_statement)
+_MOVE_CURSOR = Prepared(partial(_cursor_statement, forward=True))
+_REPLACE_CURSOR = Prepared(partial(_cursor_statement, forward=False))
 
 
 def move_cursor(connection: Connection, endpoint: str, symbol: str, value: str) -> None:
     """Move a cursor forward; a value that is not beyond the stored one changes nothing."""
     _MOVE_CURSOR.run(connection, {"its_endpoint": endpoint, "its_symbol": symbol, "its_value": value})
+
+
+def replace_cursor(connection: Connection, endpoint: str, symbol: str, value: str) -> None:
+    """Put another cursor in the place of the stored one: a token, of which none is beyond another."""
+    _REPLACE_CURSOR.run(connection, {"its_endpoint": endpoint, "its_symbol": symbol, "its_value": value})
+
+
+def read_known(endpoint: str, symbol: str) -> Known | None:
+    """What the server said of the last complete read."""
+    mine = and_(validators.c.endpoint == endpoint, validators.c.symbol == symbol)
+    with reading() as connection:
+        row = connection.execute(
+            select(validators.c.asked, validators.c.etag, validators.c.modified).where(mine)
+        ).one_or_none()
+    return None if row is None else Known(*row)
+
+
+def keep_known(connection: Connection, endpoint: str, symbol: str, known: Known) -> None:
+    """Keep what the server said of this read."""
+    values = asdict(known) | {"updated_at": db_now()}
+    statement = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(validators)
+    connection.execute(
+        statement.values(endpoint=endpoint, symbol=symbol, **values).on_conflict_do_update(
+            index_elements=["endpoint", "symbol"], set_=values
+        )
+    )
 
 
 def read_cursors(connection: Connection, endpoint: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ the outcomes of its whole chord.
 
 import logging
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from typing import Any, NoReturn
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from sqlalchemy import Connection
 
 from resilience.errors import (
     AllTiersFailedError,
@@ -27,7 +25,6 @@ from resilience.errors import (
     CollectionError,
     DatabaseError,
     NetworkError,
-    NoRowsError,
     PenstockError,
     RateLimitError,
     Refused,
@@ -36,18 +33,15 @@ from resilience.errors import (
     TokenFetchError,
 )
 from resilience.policy import Lane, RetryPolicy
-from tasks import bad_rows, store
-from tasks.calls import Calls, Snooze, TimeLimit
+from tasks import store
+from tasks.calls import Snooze, TimeLimit
 from tasks.collectors.registry import endpoint_of
-from tasks.collectors.spec import Answer, Checkpoint, Endpoint, Page, Unit
-from tasks.collectors.values import Fetch
+from tasks.delivery import Delivery, SliceOver
 from tasks.heartbeat import worker_id
 from tasks.outcomes import Outcome, UnitState
-from tasks.session import GuardedSession
 from tasks.settings import Settings, get_settings
 from tasks.tokens import AccountStopped
-from tasks.upsert import upsert
-from tasks.ways import Way, deciding, ways_of
+from tasks.ways import deciding
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +50,6 @@ ALONE = "alone"  # the queue of units that killed their worker
 
 # Set by the worker's lifecycle: whether this process has been asked to stop.
 stopping: Callable[[], bool] = lambda: False  # noqa: E731
-
-
-class SliceOver(PenstockError):  # noqa: N818 - it is news, not a mistake
-    """The unit goes back to the queue at its checkpoint, so that no delivery lasts for ever."""
-
-    code = "slice_over"
 
 
 class Poison(PenstockError):  # noqa: N818
@@ -193,175 +181,6 @@ class _Ended(Exception):  # noqa: N818
         self.returned = returned
 
 
-class Delivery:
-    """One delivery of one unit: what `collect` holds while it works."""
-
-    def __init__(self, claim: store.Claim, endpoint: Endpoint, settings: Settings) -> None:
-        row = claim.row
-        self.claim = claim
-        self.endpoint = endpoint
-        self.settings = settings
-        self.unit = Unit(
-            run=claim.run,
-            n=claim.n,
-            collector=endpoint.api.name,
-            endpoint=endpoint.name,
-            symbol=row["symbol"],
-            start=row["start_at"],
-            end=row["end_at"],
-            cursor=row["cursor"],
-        )
-        self.lane = Lane(row["lane"])
-        saved: Mapping[str, Any] = row["checkpoint"] or {}
-        self.ways = ways_of(
-            endpoint, self.unit, lane=self.lane, claim=claim, settings=settings, stopping=stopping
-        )
-        self.way = next((each for each in self.ways if each.name == saved.get("tier")), self.ways[0])
-        begun = "page" in saved and self.way.name == saved.get("tier")
-        self.checkpoint: Checkpoint = saved["page"] if begun else self._first(self.way)
-        self.seen: str | None = saved.get("cursor")
-        self.records: int = row["records"] if begun else 0
-        self.bad_rows: int = row["bad_rows"]
-        self.done = False
-        self.started = time.monotonic()
-
-    @property
-    def calls(self) -> Calls:
-        """The calls on the way that is taken."""
-        return self.way.calls
-
-    def _first(self, way: Way) -> Checkpoint:
-        return {} if way.fetch is not None else self.endpoint.first(self.unit)
-
-    def read(self) -> Page:
-        """The next page: by the way that is taken or, where that fails, by the next one that does not.
-
-        A checkpoint is understood by the tier that made it only: another one begins at its first page.
-        """
-        if len(self.ways) == 1:
-            return self._read()
-        errors: dict[str, Exception] = {}
-        for way in [self.way, *(each for each in self.ways if each is not self.way)]:
-            if way is not self.way:
-                logger.warning("%s: from tier %s to %s", self.endpoint.full_name, self.way.name, way.name)
-                self.way, self.checkpoint, self.records = way, self._first(way), 0
-            try:
-                return self._read()
-            except PenstockError as error:
-                if not way.gives_way(error):
-                    raise
-                way.calls.settle(error)
-                errors[way.name or ""] = error
-        raise AllTiersFailedError(errors=errors)
-
-    def _read(self) -> Page:
-        if self.way.fetch is not None:
-            page = self._read_by(self.way.fetch)
-        else:
-            self.calls.admit()
-            page = self.parse(self.fetch())
-            self.calls.failure = None  # whatever its status: it was an answer that could be read
-        if page.next is None and self.endpoint.expect_rows and not self.records + len(page.rows):
-            raise NoRowsError(f"{self.endpoint.full_name} {self.unit.symbol}: there is no row, not even one")
-        return page
-
-    def fetch(self) -> Answer:
-        """Make the declared call; raises what the network had against it."""
-        return self.calls.send(self.endpoint.request(self.unit, self.checkpoint), raises=False)
-
-    def parse(self, answer: Answer) -> Page:
-        """Turn the body into rows; raises what the server said was wrong, or BadPayloadError."""
-        return self.endpoint.read(self.unit, self.checkpoint, answer)
-
-    def _read_by(self, fetch: Fetch) -> Page:
-        """Let the function fetch; it has its session for this page only."""
-        with GuardedSession(self.calls, placeholder=self.way.placeholder) as session:
-            fetched = session.let(fetch, self.unit, dict(self.checkpoint))
-        return self.endpoint.take(self.unit, self.checkpoint, fetched, self.calls.answer)
-
-    def store(self, page: Page) -> None:
-        """Rows, checkpoint and, with the last page, cursor and outcome: one transaction, if still ours."""
-        self.records += len(page.rows)
-        self.seen = max(filter(None, (self.seen, page.cursor)), default=None)
-        bad = {"bad_rows": self.bad_rows + page.bad_rows} if page.bad_rows else {}
-        with store.writing() as connection:
-            if page.next is not None:
-                self.claim.write(
-                    connection,
-                    checkpoint={"page": page.next, "cursor": self.seen} | self._tier(),
-                    records=self.records,
-                    deliveries=0,
-                    attempts=0,
-                    throttles=0,
-                    **bad,
-                )
-            else:
-                self.claim.write(connection, records=self.records, **self._ending(), **self._tier(), **bad)
-                self._move_cursor(connection)
-            upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
-            if bad:
-                self._keep_bad(connection, page)
-        if bad:
-            self._tell_bad(page)
-        # What comes next counts from this page on, as it now stands in SQL.
-        self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
-        self.checkpoint = page.next or {}
-        self.done = page.next is None
-
-    def _keep_bad(self, connection: Connection, page: Page) -> None:
-        name = self.endpoint.full_name
-        bad_rows.keep(connection, name, self.unit, page.bad, before=self.bad_rows)
-
-    def _tell_bad(self, page: Page) -> None:
-        self.bad_rows += page.bad_rows
-        logger.warning(
-            "%s %s: rows that could not be stored: %s, the first: %s",
-            self.endpoint.full_name,
-            self.unit.symbol,
-            page.bad_rows,
-            page.bad[0].reason,
-        )
-
-    def _tier(self) -> dict[str, str]:
-        return {} if self.way.name is None else {"tier": self.way.name}
-
-    def _ending(self) -> dict[str, Any]:
-        return {
-            "state": UnitState.DONE,
-            "outcome": Outcome.STORED if self.records else Outcome.EMPTY,
-            "reason": None,
-            "checkpoint": None,
-            "error": None,
-            "finished_at": store.NOW,
-        }
-
-    def _move_cursor(self, connection: Any) -> None:
-        value = self.endpoint.finished(self.unit, self.seen)
-        if value is not None and self.lane == Lane.LIVE:  # a backfill never moves a cursor
-            store.move_cursor(connection, self.endpoint.full_name, self.unit.symbol, value)
-
-    def settle(self) -> None:
-        """Tell the guard that the page went well; if another one follows, its first call does that.
-
-        Raises SliceOver when this delivery has lasted long enough.
-        """
-        if self.done:
-            self.calls.settle()
-        elif self._slice_is_over():
-            self.calls.settle()
-            raise SliceOver
-
-    def _slice_is_over(self) -> bool:
-        """A slice starts no call that could outlast it."""
-        left_s = self.settings.slice_s - (time.monotonic() - self.started)
-        return stopping() or left_s < self.settings.call_timeout_s
-
-    def returned(self) -> dict[str, Any]:
-        """What goes to the chord: small, and the same however often the unit is delivered."""
-        outcome = Outcome.STORED if self.records else Outcome.EMPTY
-        return {"unit": self.claim.n, "outcome": outcome.value, "records": self.records}
-
-
 class UnitTask(Task):  # type: ignore[misc]
     """Carries a unit through what can go wrong; its `retry` is where Celery's autoretry ends up."""
 
@@ -392,7 +211,7 @@ class UnitTask(Task):  # type: ignore[misc]
         if claim is None:
             raise _Ended({"unit": n, "outcome": "duplicate"})
         self.request.claim = claim
-        self.request.delivery = Delivery(claim, endpoint_of(endpoint), settings)
+        self.request.delivery = Delivery(claim, endpoint_of(endpoint), settings, stopping=stopping)
         return self.request.delivery  # type: ignore[no-any-return]
 
     def retry(self, *_args: Any, exc: BaseException | None = None, **_options: Any) -> NoReturn:
@@ -538,5 +357,6 @@ def collect(
             unit.settle()
     except BaseException as error:
         unit.calls.settle(error)
+        unit.flush()  # what came before it
         raise
     return unit.returned()

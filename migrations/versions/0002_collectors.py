@@ -303,9 +303,24 @@ def upgrade() -> None:
         op.add_column("accounts", sa.Column(name, kind, server_default="[]", nullable=False))
     op.add_column("accounts", sa.Column("stopped_at", UtcDateTime(timezone=True), nullable=True))
     op.add_column("accounts", sa.Column("reason", sa.Text(), nullable=True))
+    op.add_column("units", sa.Column("vanished", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("results", sa.Column("vanished", sa.BigInteger(), server_default="0", nullable=False))
+    op.create_table(
+        "validators",
+        sa.Column("endpoint", sa.String(length=200), nullable=False),
+        sa.Column("symbol", sa.String(length=200), nullable=False),
+        sa.Column("asked", sa.String(length=64), nullable=False),
+        sa.Column("etag", sa.Text(), nullable=True),
+        sa.Column("modified", sa.Text(), nullable=True),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_validators")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("validators")
+    op.drop_column("results", "vanished")
+    op.drop_column("units", "vanished")
     op.drop_table("zoho_accounts")
     op.drop_table("symbols")
     op.drop_table("symbol_lists")

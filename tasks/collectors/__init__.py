@@ -2,6 +2,7 @@
 
 from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors.auth import ApiKey, Basic, Bearer
+from tasks.collectors.details import Detail
 from tasks.collectors.fields import day, iso, ms, number, seconds, whole
 from tasks.collectors.links import Link
 from tasks.collectors.oauth import GoogleServiceAccount, GoogleUser, OAuth2
@@ -10,6 +11,7 @@ from tasks.collectors.rules import Rule
 from tasks.collectors.sources import FromEndpoint, FromTable
 from tasks.collectors.spans import Bars, Window
 from tasks.collectors.spec import Api, Endpoint
+from tasks.collectors.sync import Sync
 from tasks.collectors.tiers import Tier
 from tasks.collectors.times import Cursor
 from tasks.collectors.values import Answer, Fetched, Page, Request, Unit
@@ -23,6 +25,7 @@ __all__ = [
     "Bearer",
     "BreakerPolicy",
     "Cursor",
+    "Detail",
     "Endpoint",
     "Fetched",
     "FromEndpoint",
@@ -39,6 +42,7 @@ __all__ = [
     "RetryPolicy",
     "Rule",
     "Single",
+    "Sync",
     "Tier",
     "Token",
     "Unit",

@@ -15,9 +15,11 @@ from sqlalchemy import Table, UniqueConstraint
 
 from resilience.errors import ConfigurationError
 from resilience.policy import Limit, Per
+from tasks.collectors.details import Detail
 from tasks.collectors.paging import Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, kind_of
 from tasks.collectors.spans import Bars
+from tasks.collectors.sync import Sync
 from tasks.collectors.times import Cursor
 
 if TYPE_CHECKING:
@@ -91,6 +93,11 @@ def fetch(endpoint: str, declared: "Endpoint") -> None:
             raise ConfigurationError(
                 f"{endpoint}: fetch has to be a function that takes (unit, checkpoint, session)"
             ) from error
+    for field in ("detail", "sync", "conditional"):
+        if declared.functions and getattr(declared, field):
+            raise ConfigurationError(
+                f"{endpoint}: {field} is for a declared call, without functions that fetch"
+            )
     if declared.declared:
         return
     if not isinstance(declared.page, Single | Bars):
@@ -122,21 +129,42 @@ def path(api: str, path: Any) -> None:
         )
 
 
-def placeholders(
-    endpoint: str, path: str, given: Mapping[str, Mapping[str, str]], known: Iterable[str]
+def templates(endpoint: str, declared: "Endpoint", known: Sequence[str]) -> set[str]:
+    """The placeholders that a declaration uses. Raises for one that nothing fills."""
+    headers = {"headers": declared.headers}
+    used = _used(endpoint, "path", declared.path, headers | {"params": declared.params}, known)
+    if (detail := declared.detail) is not None:
+        _instance(endpoint, "detail", detail, Detail)
+        given = headers | {"detail.params": detail.params}
+        found = _used(endpoint, "detail.path", detail.path, given, [*known, "id"])
+        if "id" not in found:
+            raise ConfigurationError(f"{endpoint}: neither path nor params of detail use {{id}}")
+    if (sync := declared.sync) is not None:
+        _instance(endpoint, "sync", sync, Sync)
+        _used(endpoint, "sync.path", sync.path or "", {"sync.params": sync.params}, known)
+        _used(endpoint, "sync.start", sync.start[0] if sync.start else "", {}, known)
+    return used
+
+
+def _instance(endpoint: str, field: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{endpoint}: {field} is {value!r}, but has to be a {kind.__name__}(…)")
+
+
+def _used(
+    endpoint: str, field: str, path: str, given: Mapping[str, Mapping[str, str]], known: Iterable[str]
 ) -> set[str]:
-    """The placeholders that the path and what else is `given` use. Raises for one that nothing fills."""
     if path and not path.startswith("/"):
-        raise ConfigurationError(f"{endpoint}: path is {path!r}, but has to begin with '/'")
-    templates = {"path": path}
-    for field, each in given.items():
-        templates |= {f"{field}[{name!r}]": template for name, template in each.items()}
+        raise ConfigurationError(f"{endpoint}: {field} is {path!r}, but has to begin with '/'")
+    all_of_them = {field: path}
+    for what, each in given.items():
+        all_of_them |= {f"{what}[{name!r}]": template for name, template in each.items()}
     used: set[str] = set()
-    for field, template in templates.items():
-        found = _placeholders(endpoint, field, template)
+    for where, template in all_of_them.items():
+        found = _placeholders(endpoint, where, template)
         if unknown := found - set(known):
             allowed = ", ".join(f"{{{each}}}" for each in known)
-            raise ConfigurationError(f"{endpoint}: {field} uses {{{unknown.pop()}}}; it may use {allowed}")
+            raise ConfigurationError(f"{endpoint}: {where} uses {{{unknown.pop()}}}; it may use {allowed}")
         used |= found
     return used
 
@@ -169,6 +197,36 @@ def params(endpoint: str, declared: Mapping[str, str], page: Paging, cursor: Cur
             )
         if each in sent[:n]:
             raise ConfigurationError(f"{endpoint}: its paging and its cursor set {each!r} twice")
+
+
+def sync(endpoint: str, declared: "Endpoint") -> None:
+    """What goes together with a sync token."""
+    if (sync := declared.sync) is None:
+        return
+    if declared.page.of_time or declared.cursor is not None:
+        raise ConfigurationError(
+            f"{endpoint}: the token of sync is the cursor; neither `cursor` nor Bars or Window go with it"
+        )
+    if declared.expect_rows:
+        raise ConfigurationError(f"{endpoint}: expect_rows is of no use beside sync: there may be no change")
+    for each in sync.without:
+        if each not in declared.params:
+            raise ConfigurationError(f"{endpoint}: sync.without names {each!r}, which params does not set")
+    if sync.param in {*declared.params, *sync.params, *declared.page.sends()}:
+        raise ConfigurationError(f"{endpoint}: sync sets {sync.param!r}, which params or its paging set too")
+    if sync.rows is not None:
+        rows(endpoint, sync.rows)
+
+
+def conditional(endpoint: str, declared: "Endpoint") -> None:
+    """Validators are those of one request that is always the same; a time that moves on makes others."""
+    if not declared.conditional:
+        return
+    if declared.page.of_time or declared.sync is not None or (declared.cursor and declared.cursor.is_sent):
+        raise ConfigurationError(
+            f"{endpoint}: conditional is of no use beside Bars, Window, sync or a cursor that is sent: "
+            "each run asks for something else"
+        )
 
 
 def key(endpoint: str, key: Sequence[str], table: Table | None) -> None:

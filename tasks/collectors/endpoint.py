@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,15 +11,17 @@ from sqlalchemy import Table
 from resilience.errors import ConfigurationError
 from resilience.policy import Limit
 from tasks.collectors import asking, checks, reading
+from tasks.collectors.details import Detail
 from tasks.collectors.fields import iso, to_cursor, to_iso
 from tasks.collectors.paging import Paging, Single
 from tasks.collectors.rows import FILLED_BY_STORE, Shape, Where, kind_of, shape_of
 from tasks.collectors.sources import FromEndpoint, FromTable, Symbols
 from tasks.collectors.sources import check as check_source
 from tasks.collectors.spans import Bars, Window, placeholders
+from tasks.collectors.sync import START, Sync
 from tasks.collectors.tiers import Tier
 from tasks.collectors.times import Cursor
-from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Page, Request, Unit
+from tasks.collectors.values import Answer, Checkpoint, Fetch, Fetched, Known, Page, Request, Unit
 from tasks.models import records
 
 if TYPE_CHECKING:
@@ -59,14 +61,19 @@ class Endpoint:
     rows: Where = None
     on_open: OnOpen | None = None
     expect_rows: bool = False
+    detail: Detail | None = None
+    sync: Sync | None = None
+    conditional: bool = False
     fetch: Fetch | None = field(default=None, repr=False)
     tiers: tuple[Tier, ...] = ()
     shape: Shape = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check(self)
-        known_weight = self.weight_max or None
-        most = checks.weight(self.full_name, self.weight, known_weight, (*self.api.limits, *self.limits))
+        limits = (*self.api.limits, *self.limits)
+        most = checks.weight(self.full_name, self.weight, self.weight_max or None, limits)
+        if self.detail is not None and self.detail.weight is not None:
+            most = max(most, checks.weight(f"{self.full_name}: detail", self.detail.weight, None, limits))
         object.__setattr__(self, "weight_max", most)
         object.__setattr__(self, "shape", shape_of(None if self.generic else self.table, self.key))
 
@@ -241,16 +248,24 @@ class Endpoint:
                 f"the cursor of {self.full_name} / {symbol} is {cursor!r}, which is no time"
             ) from error
 
-    def first(self, unit: Unit) -> Checkpoint:
-        """Where the unit starts."""
-        return self.page.first(unit) if self.declared else {}
+    def first(self, unit: Unit, known: Known | None = None) -> Checkpoint:
+        """Where the unit starts; with what is known of the last complete read, if that is to be asked for."""
+        if not self.declared:
+            return {}
+        begins = self.sync.begins(unit.cursor) if self.sync is not None else {}
+        if begins.get("mode") == START:
+            return begins
+        asked = {"known": asdict(known)} if known is not None else {}
+        return self.page.first(unit) | begins | asked
 
     def request(self, unit: Unit, checkpoint: Checkpoint) -> Request:
         """The call for this page."""
         return asking.request(self, unit, checkpoint)
 
-    def weigh(self, unit: Unit) -> float:
+    def weigh(self, unit: Unit, checkpoint: Checkpoint | None = None) -> float:
         """What one call costs. Raises ConfigurationError for more than `weight_max`."""
+        if checkpoint and "ids" in checkpoint and self.detail is not None and self.detail.weight is not None:
+            return float(self.detail.weight)
         if not callable(self.weight):
             return float(self.weight)
         found = float(self.weight(unit))
@@ -288,10 +303,8 @@ def _check(endpoint: Endpoint) -> None:
     checks.page(full, page)
     checks.rows(full, endpoint.rows)
     checks.fetch(full, endpoint)
-    given = {"params": endpoint.params, "headers": endpoint.headers}
     of_symbol = ["symbol", *checks.pattern(full, endpoint.symbol_pattern)]
-    used = checks.placeholders(full, endpoint.path, given, [*of_symbol, *placeholders(page)])
-    used &= set(of_symbol)
+    used = checks.templates(full, endpoint, [*of_symbol, *placeholders(page)]) & set(of_symbol)
     if endpoint.declared and bool(used) != (endpoint.symbols is not None):
         raise ConfigurationError(
             f"{full}: path, params or headers use {{{min(used)}}}, but symbols is missing"
@@ -306,6 +319,8 @@ def _check(endpoint: Endpoint) -> None:
     ):
         checks.one_of(full, what, value, allowed)
     checks.params(full, endpoint.params, page, endpoint.cursor)
+    checks.sync(full, endpoint)
+    checks.conditional(full, endpoint)
     checks.key(full, endpoint.key, table)
     checks.cursor(full, endpoint.cursor, page, table)
     check_source(endpoint)

@@ -25,6 +25,7 @@ from resilience.policy import BreakerPolicy, Limit, RetryPolicy
 from tasks.collectors import checks
 from tasks.collectors.auth import Auth, check_names
 from tasks.collectors.checks import BreakerPer
+from tasks.collectors.details import Detail
 from tasks.collectors.endpoint import CatchUp, Endpoint, OnOpen, Overlap, Weight
 from tasks.collectors.fields import duration
 from tasks.collectors.oauth import TokenAuth
@@ -32,6 +33,7 @@ from tasks.collectors.paging import Paging, Single
 from tasks.collectors.rows import Where
 from tasks.collectors.rules import Rule, classify, refuses
 from tasks.collectors.sources import FromEndpoint, FromTable, Symbols
+from tasks.collectors.sync import Sync
 from tasks.collectors.tiers import Tier
 from tasks.collectors.tiers import check as check_tiers
 from tasks.collectors.times import Cursor
@@ -116,6 +118,9 @@ class Api:
         rows: Where = None,
         on_open: OnOpen | None = None,
         expect_rows: bool = False,
+        detail: Detail | None = None,
+        sync: Sync | None = None,
+        conditional: bool = False,
         fetch: Fetch | None = None,
         tiers: Sequence[Tier] = (),
     ) -> Callable[[P], P]:
@@ -126,6 +131,10 @@ class Api:
         the list of rows stands in the body ("data"), a function that finds it there, or None for the body
         itself. Without a `table` the rows are kept as JSON. With `expect_rows` a unit without any row is an
         error, for APIs that always have some.
+
+        With `detail` the rows of a page are a list only, and each item is a call of its own. `sync` reads
+        everything once and then what has changed. `conditional` asks for an answer only if it is another than
+        the last time, by ETag or Last-Modified of the first page: those have to change with any page.
 
         `fetch(unit, checkpoint, session)`, in place of a path, makes the calls itself, through a guarded
         `requests.Session`, and returns Fetched(rows, next=…), one page after the other. `tiers` are several
@@ -160,6 +169,9 @@ class Api:
                 rows=rows,
                 on_open=on_open,
                 expect_rows=expect_rows,
+                detail=detail,
+                sync=sync,
+                conditional=conditional,
                 fetch=fetch,
                 tiers=check_tiers(f"{self.name}.{name}", tiers, path, fetch),
             )

@@ -96,10 +96,27 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What the server said of the last complete read of a request: its ETag, and since when it is so."""
+
+    asked: str
+    etag: str | None
+    modified: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What asks for an answer only if something has changed."""
+        named = {"If-None-Match": self.etag, "If-Modified-Since": self.modified}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Checked rows, where to go on (None: that was all) and the highest cursor value among the rows.
 
-    `bad` are the first rows that could not be taken, `bad_rows` counts them all.
+    `bad` are the first rows that could not be taken, `bad_rows` counts them all. `light` is a page that may
+    be stored together with those after it, `vanished` counts items that were gone. The last page has the sync
+    `token` to go on from, what is now `known`, and a `reason` where it is no answer with rows.
     """
 
     rows: list[dict[str, Any]]
@@ -107,6 +124,11 @@ class Page:
     cursor: str | None
     bad: Sequence[BadRow] = ()
     bad_rows: int = 0
+    light: bool = False
+    vanished: int = 0
+    token: str | None = None
+    known: Known | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,19 @@
 """A collector with every kind of page and rule; the server behind it answers as the test says."""
 
-from tasks.collectors import Api, Bearer, Cursor, Limit, Number, RetryPolicy, Rule, Window, iso
+from tasks.collectors import (
+    Api,
+    Bearer,
+    Cursor,
+    Detail,
+    Limit,
+    Number,
+    RetryPolicy,
+    Rule,
+    Sync,
+    Token,
+    Window,
+    iso,
+)
 
 stock = Api(
     "stock",
@@ -15,6 +28,7 @@ stock = Api(
         Rule("banned", status=403, body="account", retry_after="2m", scope="account"),
         Rule("server_error", status=500, body="of this symbol", scope="symbol"),
         Rule("not_found", status=410, scope="endpoint"),
+        Rule("resync", status=404),
     ],
 )
 
@@ -35,3 +49,32 @@ def items(row, unit):
 )
 def moves(row, unit):
     return {"id": row["id"], "at": iso(row["at"])}
+
+
+@stock.endpoint(
+    "/messages",
+    page=Token(param="page", at="next", size_param="size", size=50),
+    rows="messages",
+    detail=Detail("/messages/{id}", weight=2),
+    sync=Sync(
+        param="since",
+        at="token",
+        start=("/profile", "token"),
+        path="/history",
+        rows=lambda body: body["added"],
+    ),
+    key="id",
+    weight=5,
+)
+def messages(row, unit):
+    return {"id": row["id"], "text": row["text"]}
+
+
+@stock.endpoint("/events", rows="items", sync=Sync(param="token", at="token"), key="id")
+def events(row, unit):
+    return {"id": row}
+
+
+@stock.endpoint("/files/{symbol}", symbols=["a", "b"], conditional=True, expect_rows=True, key="id")
+def files(row, unit):
+    return {"id": f"{unit.symbol}{row}"}

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_every_page_with_programs_is_run():
 
 def test_declared_collector_asks_as_the_page_says():
     """Its first page, and a row."""
-    page, _sources = run("collectors.md")
+    page, _sources, _mail = run("collectors.md")
     endpoint = page["desk"].endpoints["tickets"]
     unit = Unit(
         run=1, n=0, collector="desk", endpoint="tickets", symbol="sales", cursor=None,
@@ -120,6 +121,27 @@ def test_declared_collector_asks_as_the_page_says():
     assert request.params["updated_since"].startswith("2026-01-05T00:00:00")
     row = endpoint.parse({"id": 7, "updated_at": "2026-01-05T10:00:00Z"}, unit)
     assert row == {"id": 7, "queue": "sales", "updated_at": datetime(2026, 1, 5, 10, tzinfo=UTC)}
+
+
+def test_declared_mail_is_listed_fetched_and_then_followed():
+    """In thirty lines: where it begins, what a list and the history lead to."""
+    *_, page = run("collectors.md")
+    (_, _, program) = programs("collectors.md")
+    assert len(program[program.index("def added") :].splitlines()) <= 30
+    endpoint = page["mail"].endpoints["messages"]
+    unit = Unit(1, 0, "mail", "messages", "me", None, None, None)
+
+    def asked(unit, checkpoint):
+        request = endpoint.request(unit, checkpoint)
+        return request.url.removeprefix("https://mail.example/v1/users/me/"), request.params
+
+    assert asked(unit, endpoint.first(unit)) == ("profile", {})
+    listed = {"mode": "full", "ids": ["m1"], "of": 1, "then": None}
+    assert asked(unit, listed) == ("messages/m1", {"format": "metadata"})
+    later = replace(unit, cursor="17")
+    assert asked(later, endpoint.first(later)) == ("history", {"startHistoryId": "17", "maxResults": "500"})
+    history = {"history": [{"messagesAdded": [{"message": {"id": "m2"}}]}, {"labelsAdded": []}]}
+    assert page["added"](history) == [{"id": "m2"}]
 
 
 class Archive:

@@ -8,9 +8,9 @@ import pytest
 
 SURFACE = {
     "tasks.collectors": {
-        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Endpoint", "Fetched",
+        "Answer", "Api", "ApiKey", "Bars", "Basic", "Bearer", "BreakerPolicy", "Cursor", "Detail", "Endpoint", "Fetched",
         "FromEndpoint", "FromTable", "GoogleServiceAccount", "GoogleUser", "Limit", "Link", "Number", "OAuth2", "Offset",
-        "Page", "Request", "RetryPolicy", "Rule", "Single", "Tier", "Token", "Unit", "Window",
+        "Page", "Request", "RetryPolicy", "Rule", "Single", "Sync", "Tier", "Token", "Unit", "Window",
         "day", "iso", "ms", "number", "seconds", "whole",
     },
     "resilience.guard": {
