@@ -49,6 +49,7 @@ for each in (
     cli_runs.cancel,
     cli_data.bad_rows,
     cli_data.symbols,
+    cli_data.export,
     cli_new.new,
 ):
     main.add_command(each)

@@ -1,10 +1,21 @@
 """The commands about data: what came of it, and what did not."""
 
-from typing import Any
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from typing import Any, BinaryIO
 
 import click
 
-from workers.command import database_ready, echo_json, json_option
+from workers.command import database_ready, echo_json, instant, json_option, symbol_names, tell
+
+TOLD_EVERY_S = 5.0
+
+
+def _moment(ctx: click.Context, option: click.Parameter, text: str | None) -> datetime | None:
+    return None if text is None else instant(ctx, option, text)
 
 
 @click.command("bad-rows")
@@ -58,10 +69,68 @@ def symbols(name: str, limit: int, *, as_json: bool) -> None:
     return console().print(symbols_page(found))
 
 
+@click.command()
+@click.argument("name", metavar="ENDPOINT")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl", "parquet"]),
+    help="Default: what the name of the file says, else csv.",
+)
+@click.option("--out", default="-", show_default=True, metavar="FILE", help="Where to; - is the output.")
+@click.option("--symbols", "chosen", callback=symbol_names, metavar="A,B", help="Only rows of these symbols.")
+@click.option("--since", callback=_moment, metavar="DATE", help="Only rows from this moment on, UTC.")
+@click.option("--until", callback=_moment, metavar="DATE", help="Only rows before this moment, UTC.")
+def export(
+    name: str,
+    *,
+    form: str | None,
+    out: str,
+    chosen: tuple[str, ...] | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> None:
+    """Write the rows of an endpoint to a file, in the order of their key, with all their digits.
+
+    A file stands under its name once it is complete. Parquet needs `pip install 'penstock[parquet]'`.
+    """
+    from pathlib import Path
+
+    from tasks import export
+    from tasks.collectors.registry import collectors, endpoint_of, find
+
+    find(collectors(), name)
+    endpoint = endpoint_of(name)
+    form = form or export.SUFFIXES.get(Path(out).suffix.lower(), "csv")
+    stdout = sys.stdout.buffer
+    if out == "-" and form == "parquet" and stdout.isatty():
+        raise click.UsageError("Parquet is nothing for a terminal: name a file with --out")
+    database_ready()
+    selection = export.select_rows(endpoint, symbols=chosen, since=since, until=until)
+    progress = Progress(lambda count: tell(f"{count:,} rows so far"))
+    target: AbstractContextManager[BinaryIO] = nullcontext(stdout) if out == "-" else export.whole(Path(out))
+    with target as stream:
+        count = export.export(selection, form, stream, progress)
+    tell(f"{count:,} rows of {name} as {form}" + ("" if out == "-" else f" in {out}"))
+
+
+class Progress:
+    """Tells how far something is, every few seconds."""
+
+    def __init__(self, told: Callable[[int], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._told = told
+        self._clock = clock
+        self._next = clock() + TOLD_EVERY_S
+
+    def __call__(self, count: int) -> None:
+        """It is so far."""
+        if self._clock() >= self._next:
+            self._next = self._clock() + TOLD_EVERY_S
+            self._told(count)
+
+
 def _with_times(value: Any) -> Any:
     """Times as every JSON of ours has them."""
-    from datetime import datetime
-
     from tasks.reads import iso
 
     if isinstance(value, dict):
