@@ -2,13 +2,13 @@
 
 Documented (developers.google.com/workspace/calendar/api: quotas, errors, events.list; read 2026-11): 600
 requests per minute for a user, 10,000 for the project; over them 403 or 429 with a reason in the body, and
-no Retry-After. A page may hold no event and still not be the last. All events are read at every run, those
-that were cancelled too, so that one which is cancelled later is known as such.
+no Retry-After. A page may hold no event and still not be the last. All events are read once, those that were
+cancelled too, and then what has changed; 410 means that the token for that is no longer known.
 """
 
 from typing import Any
 
-from tasks.collectors import Api, GoogleUser, Limit, Rule, Token, Unit, day, iso
+from tasks.collectors import Api, GoogleUser, Limit, Rule, Sync, Token, Unit, day, iso
 from tasks.data import calendar_events
 
 calendar = Api(
@@ -19,6 +19,7 @@ calendar = Api(
     rules=[
         Rule("rate_limited", status=(403, 429), body='"(userR|r)ateLimitExceeded"', retry_after="30s"),
         Rule("rate_limited", status=(403, 429), body='"(dailyLimit|quota)Exceeded"', retry_after="1h"),
+        Rule("resync", status=410),
     ],
 )
 
@@ -30,9 +31,10 @@ calendar = Api(
     params={"showDeleted": "true"},
     page=Token(param="pageToken", at="nextPageToken", size_param="maxResults", size=2500),
     rows="items",
+    sync=Sync(param="syncToken", at="nextSyncToken"),
     table=calendar_events,
     key=("calendar", "id"),
-    every="1h",
+    every="5m",
 )
 def events(row: Any, unit: Unit) -> dict[str, Any]:
     """Turn an event into ours, and keep the original beside it; one that was cancelled may be an id alone."""

@@ -179,6 +179,25 @@ def test_calendar(account):
 
 
 @on_both
+def test_calendar_changes(account):
+    """A call for each calendar where little has changed; everything again where the API has dropped its tokens."""
+    one, calls = account("calendar"), []
+    for version, added, forgotten in ((0, 0, False), (3, 3, False), (5, 2, True)):
+        one.control(change=added, expire_syncs=forgotten)
+        before = one.upstream.stats("calendar")["requests"]
+        assert one.run("events", google.CALENDARS) == dict.fromkeys(google.CALENDARS, "stored")
+        calls.append(one.upstream.stats("calendar")["requests"] - before)
+        assert one.rows(calendar_events) == [
+            an_event(calendar, row)
+            for calendar in google.CALENDARS
+            for row in google.events(calendar, version, deleted=True)
+        ]
+    pages = calls[0] - 1  # the first call of all is for an access token
+    assert calls == [1 + pages, 2, 2 + pages]
+    assert one.seen()[1] == {"200", "410"}
+
+
+@on_both
 @pytest.mark.parametrize("status", [403, 429])
 def test_google_says_later(account, status):
     """Over a limit, whichever status says so, a unit waits half a minute and has not failed."""

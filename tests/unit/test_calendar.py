@@ -1,6 +1,7 @@
 """Google Calendar: events with times or days, cancelled ones, pages without any, and reasons of refusals."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
@@ -30,6 +31,8 @@ def event(**changed) -> dict:
 
 
 def read(body, status=200, **headers):
+    if "items" in body and "nextPageToken" not in body:
+        body = {"nextSyncToken": "later"} | body  # the last page has one
     return EVENTS.read(unit(), {}, Answer(status, headers, json.dumps(body).encode(), 0.1))
 
 
@@ -91,7 +94,18 @@ def test_what_an_event_may_lack(missing, columns):
 def test_an_empty_page_is_not_the_last():
     """As long as it names another one."""
     assert read({"items": [], "nextPageToken": "more"}).next == {"token": "more"}
-    assert read({"items": [], "nextSyncToken": "later"}).next is None
+    last = read({"items": [], "nextSyncToken": "later"})
+    assert (last.next, last.token) == (None, "later")
+
+
+def test_what_has_changed_since():
+    """The token of the last page is sent the next time; one that has expired leads back to everything."""
+    later = replace(unit(), cursor="later")
+    first = EVENTS.first(later)
+    assert EVENTS.request(later, first).params["syncToken"] == "later"
+    gone = Answer(410, {}, json.dumps(refusal(410, "fullSyncRequired", "calendar")).encode(), 0.1)
+    again = EVENTS.read(later, first, gone).next
+    assert "syncToken" not in EVENTS.request(later, again).params
 
 
 @pytest.mark.parametrize(
