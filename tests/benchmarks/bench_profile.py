@@ -89,7 +89,7 @@ def measure(quick):
     ):
         upstream.control("binance", limits={"amount": 600_000, "window_s": 60})
         configure(Path(folder), server.url, symbols=count, api=upstream.base("binance"))
-        from tasks import heartbeat, http, limits, store, units
+        from tasks import calls, heartbeat, http, limits, store, units
         from tasks.collectors.registry import collectors
         from workers.celery import app
 
@@ -104,7 +104,7 @@ def measure(quick):
             clock = Clock()
             clock.wrap(traced, "trace", "all")
             clock.wrap(units.store, "claim", "claim")
-            clock.wrap(units.Delivery, "admit", "admit")
+            clock.wrap(calls.Calls, "admit", "admit")
             clock.wrap(units.Delivery, "fetch", "HTTP")
             clock.wrap(units.Delivery, "parse", "parse")
             clock.wrap(units.Delivery, "store", "store")
