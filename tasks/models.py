@@ -177,7 +177,8 @@ units = Table(
     Column("tier", String(50)),  # which of several ways served it
     PrimaryKeyConstraint("run", "n"),
 )
-Index("ix_units_due", units.c.run, units.c.state, units.c.not_before)
+# In the order in which waves take them, so that a wave costs the same however many units wait or are done.
+Index("ix_units_due", units.c.run, units.c.state, units.c.endpoint, units.c.n)
 # Written out, not bound: SQLite uses a partial index only where it sees the very condition.
 NOT_DONE = literal_column("units.state") != literal_column("'done'")
 Index(
@@ -186,6 +187,14 @@ Index(
     units.c.endpoint,
     sqlite_where=units.c.state != "done",
     postgresql_where=units.c.state != "done",
+)
+
+Index(
+    "ix_units_reserved",
+    units.c.state,
+    units.c.not_before,
+    sqlite_where=units.c.ticket.is_not(None),
+    postgresql_where=units.c.ticket.is_not(None),
 )
 
 waves = Table(

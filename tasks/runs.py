@@ -15,7 +15,7 @@ from typing import Any
 from celery import chord, shared_task
 from celery.utils import uuid
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Connection, RowMapping, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, delete, exists, func, insert, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resilience.errors import ConfigurationError, DatabaseError, StoreUnavailableError
@@ -267,17 +267,24 @@ def advance(
 ) -> None:
     """The body of a wave's chord: keep its totals, then launch the next wave or close the run."""
     if wave is not None and outcomes is not None:
-        _keep_totals(run, wave, fold(outcomes))
+        _keep_totals(run, wave, outcomes)
     carry_on(run)
 
 
-def _keep_totals(run: int, wave: int, totals: dict[str, int]) -> None:
+def _keep_totals(run: int, wave: int, outcomes: Sequence[Mapping[str, Any] | None]) -> None:
     """Keep what the chord counted beside whether SQL agrees; SQL wins, a chord may count a duplicate."""
+    totals = fold(outcomes)
+    numbers: set[int] = {each["unit"] for each in outcomes if each is not None and "unit" in each}
     with writing() as connection:
+        size = connection.execute(
+            select(waves.c.units).where(waves.c.run == run, waves.c.n == wave)
+        ).scalar_one_or_none()
+        # Between a wave's first and last unit lies little else; otherwise the whole run is looked through.
+        within = units.c.n.between(min(numbers), max(numbers)) if len(numbers) == size else true()
         counted: dict[str, int] = dict(
             connection.execute(
                 select(units.c.outcome, func.count())
-                .where(units.c.run == run, units.c.wave == wave, units.c.state == UnitState.DONE)
+                .where(units.c.run == run, within, units.c.wave == wave, units.c.state == UnitState.DONE)
                 .group_by(units.c.outcome)
             ).all()
         )

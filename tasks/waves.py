@@ -6,7 +6,7 @@ launching the next one. A wave is marked as sent in SQL before any of its messag
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, insert, select, union_all, update
 
 from resilience.errors import ConfigurationError
 from resilience.guard import CircuitState, CircuitView
@@ -64,9 +64,9 @@ def pick(
             elif room < full * LEAST_WAVE and _more_due(connection, run["id"], endpoint.full_name, count):
                 continue
             # Another unit probes each time: the same ones might fail for reasons of their own.
-            order = units.c.sent_at.nulls_first() if probing else units.c.n
-            due = _due(run["id"], endpoint.full_name).order_by(order, units.c.n).limit(max(count, 0))
-            taken = _mark_sent(connection, run["id"], due, wave)
+            order = (units.c.sent_at.nulls_first(), units.c.n) if probing else (units.c.n,)
+            due = _due(run["id"], endpoint.full_name).order_by(*order).limit(max(count, 0))
+            taken = _mark_sent(connection, run["id"], endpoint.full_name, due, wave)
             used[api] = used.get(api, 0.0) + len(taken) * endpoint.weight_max
             rows.extend(taken)
         if not rows:
@@ -95,13 +95,17 @@ def _in_flight(connection: Connection, lane: str) -> dict[str, int]:
     reserved = and_(
         units.c.state == UnitState.WAITING, units.c.ticket.is_not(None), units.c.not_before > db_now()
     )
-    rows = connection.execute(
-        select(units.c.endpoint, func.count())
-        .join(runs, runs.c.id == units.c.run)
-        .where(NOT_DONE, or_(units.c.state.in_(IN_FLIGHT), reserved))
-        .where(runs.c.lane == Lane.LIVE if lane == Lane.LIVE else runs.c.lane.is_not(None))
-        .group_by(units.c.endpoint)
-    )
+    # Apart, since no index serves both: together they would be looked for among all units that wait.
+    found = union_all(
+        *(
+            select(units.c.endpoint)
+            .join(runs, runs.c.id == units.c.run)
+            .where(NOT_DONE, condition)
+            .where(runs.c.lane == Lane.LIVE if lane == Lane.LIVE else runs.c.lane.is_not(None))
+            for condition in (units.c.state.in_(IN_FLIGHT), reserved)
+        )
+    ).subquery()
+    rows = connection.execute(select(found.c.endpoint, func.count()).group_by(found.c.endpoint))
     return dict(rows.all())
 
 
@@ -132,12 +136,15 @@ def _more_due(connection: Connection, run: int, endpoint: str, count: int) -> bo
     return connection.execute(beyond).first() is not None
 
 
-def _mark_sent(connection: Connection, run: int, due: Select[tuple[int]], wave: int) -> list[RowMapping]:
+def _mark_sent(
+    connection: Connection, run: int, endpoint: str, due: Select[tuple[int]], wave: int
+) -> list[RowMapping]:
     return list(
         connection.execute(
             update(units)
             # The state once more: after a wait for a row's lock only this condition is looked at again.
             .where(units.c.run == run, units.c.n.in_(due), units.c.state == UnitState.WAITING)
+            .where(units.c.endpoint == endpoint)
             .values(
                 state=UnitState.SENT,
                 wave=wave,

@@ -315,9 +315,21 @@ def upgrade() -> None:
         sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_validators")),
     )
+    op.drop_index("ix_units_due", "units")
+    op.create_index("ix_units_due", "units", ["run", "state", "endpoint", "n"])
+    op.create_index(
+        "ix_units_reserved",
+        "units",
+        ["state", "not_before"],
+        sqlite_where=sa.text("ticket IS NOT NULL"),
+        postgresql_where=sa.text("ticket IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_units_reserved", "units")
+    op.drop_index("ix_units_due", "units")
+    op.create_index("ix_units_due", "units", ["run", "state", "not_before"])
     op.drop_table("validators")
     op.drop_column("results", "vanished")
     op.drop_column("units", "vanished")
