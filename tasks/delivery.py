@@ -3,14 +3,15 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection
 
-from resilience.errors import AllTiersFailedError, NoRowsError, PenstockError
+from resilience.errors import AllTiersFailedError, BadPayloadError, NoRowsError, PenstockError
 from resilience.policy import Lane
-from tasks import bad_rows, store
+from tasks import bad_rows, drift, store
 from tasks.calls import Calls
 from tasks.collectors.spec import Answer, Checkpoint, Endpoint, Page, Unit
 from tasks.collectors.values import Fetch
@@ -126,13 +127,24 @@ class Delivery:
 
     def parse(self, answer: Answer) -> Page:
         """Turn the body into rows; raises what the server said was wrong, or BadPayloadError."""
-        return self.endpoint.read(self.unit, self.checkpoint, answer)
+        with self._watching():
+            return self.endpoint.read(self.unit, self.checkpoint, answer)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Have a look also at rows that are so different that nothing could be made of them."""
+        try:
+            yield
+        except BadPayloadError as error:
+            drift.watch(self.endpoint.full_name, vars(error).pop("sample", ()))
+            raise
 
     def _read_by(self, fetch: Fetch) -> Page:
         """Let the function fetch; it has its session for this page only."""
         with GuardedSession(self.calls, placeholder=self.way.placeholder) as session:
             fetched = session.let(fetch, self.unit, dict(self.checkpoint))
-        return self.endpoint.take(self.unit, self.checkpoint, fetched, self.calls.answer)
+        with self._watching():
+            return self.endpoint.take(self.unit, self.checkpoint, fetched, self.calls.answer)
 
     def store(self, page: Page) -> None:
         """Keep a page: at once or, where it is light, with those that follow it within two seconds."""
@@ -173,6 +185,7 @@ class Delivery:
                 self._keep_bad(connection, pages)
         if bad:
             self._tell_bad(bad, pages)
+        drift.watch(self.endpoint.full_name, [row for page in pages for row in page.sample])
         # What comes next counts from this page on, as it now stands in SQL.
         self.claim.row = {**self.claim.row, "attempts": 0, "throttles": 0}  # a new page has all its attempts
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Double, case, cast, func, sele
 from resilience.errors import ConfigurationError, PenstockError, ServerAwayError
 from resilience.health import Health
 from resilience.policy import Lane
-from tasks import bad_rows, schema, store
+from tasks import bad_rows, drift, schema, store
 from tasks.calls import Calls, Snooze
 from tasks.collectors.endpoint import Endpoint
 from tasks.collectors.registry import configured
@@ -183,6 +183,7 @@ class Local:
         with store.writing() as connection:
             upsert(connection, self.endpoint.table, self.endpoint.stamped(page.rows))
             bad_rows.keep(connection, self.endpoint.full_name, unit, page.bad, before=0)
+        drift.watch(self.endpoint.full_name, page.sample)
         return len(page.rows)
 
     def _calls(self, ticket: str | None) -> Calls:

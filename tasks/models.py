@@ -297,6 +297,21 @@ validators = Table(
     PrimaryKeyConstraint("endpoint", "symbol"),
 )
 
+# What the rows of an endpoint look like; where the present differs from the normal it is drift.
+fields = Table(
+    "fields",
+    metadata,
+    Column("endpoint", String(200), nullable=False),
+    Column("name", String(200), nullable=False),  # "owner.id" is one level below
+    Column("types", Text, nullable=False),  # "null|string"
+    Column("normal_types", Text),  # None: the field is new
+    Column("always", Boolean, nullable=False),  # whether every row has had it
+    Column("first_seen_at", UtcDateTime, nullable=False),
+    Column("last_seen_at", UtcDateTime, nullable=False),  # to the hour
+    Column("missing_at", UtcDateTime),  # since when no row has it
+    PrimaryKeyConstraint("endpoint", "name"),
+)
+
 quarantine = Table(
     "quarantine",
     metadata,

@@ -50,6 +50,7 @@ for each in (
     cli_data.bad_rows,
     cli_data.symbols,
     cli_data.export,
+    cli_data.drift,
     cli_new.new,
 ):
     main.add_command(each)

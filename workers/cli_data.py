@@ -129,6 +129,37 @@ class Progress:
             self._told(count)
 
 
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--accept", metavar="ENDPOINT", help="Take the present of this endpoint as its new normal.")
+@json_option
+def drift(names: tuple[str, ...], accept: str | None, *, as_json: bool) -> None:
+    """Show which fields of rows are new, missing, or of another type than before.
+
+    NAME is a collector (binance) or an endpoint (binance.klines); without one it is all of them.
+    """
+    from tasks import drift
+    from tasks.collectors.registry import collectors, endpoint_of, find
+
+    if accept is not None:
+        if names or as_json:
+            raise click.UsageError("--accept goes alone")
+        find(collectors(), accept)
+        name = endpoint_of(accept).full_name
+        database_ready()
+        return click.echo(f"{name}: {drift.accept(name)} fields that differed are normal now")
+    endpoints = [each for name in names or collectors() for each in find(collectors(), name)]
+    database_ready()
+    rows = drift.report([each.full_name for each in endpoints])
+    if as_json:
+        return echo_json(_with_times(rows))
+    if not rows:
+        return click.echo("Rows look as they always did.")
+    from workers.tables import console, drift_table
+
+    return console().print(drift_table(rows))
+
+
 def _with_times(value: Any) -> Any:
     """Times as every JSON of ours has them."""
     from tasks.reads import iso

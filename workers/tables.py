@@ -136,6 +136,22 @@ def bad_rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def drift_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Fields that differ from the normal; `rows` as tasks.drift.report gives them."""
+    table = _table("endpoint", "field", "drift", "types", "normally", "since (UTC)")
+    for row in rows:
+        since = row["missing_at"] or (row["first_seen_at"] if row["drift"] == "new" else None)
+        table.add_row(
+            row["endpoint"],
+            Text(row["field"]),
+            Text(row["drift"], style="red" if row["drift"] == "missing" else "yellow"),
+            row["types"],
+            row["normal_types"] or NOTHING,
+            moment(since),
+        )
+    return table
+
+
 def symbols_page(found: Mapping[str, Any]) -> RenderableType:
     """The symbols of an endpoint; `found` as tasks.symbols.report gives it."""
     head = Text(f"{found['endpoint']}: {found['count']:,} symbols from {found['from']}", style="bold")

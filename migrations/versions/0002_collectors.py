@@ -279,6 +279,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("endpoint", "symbol", name=op.f("pk_symbols")),
     )
     op.create_table(
+        "fields",
+        sa.Column("endpoint", sa.String(length=200), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("types", sa.Text(), nullable=False),
+        sa.Column("normal_types", sa.Text(), nullable=True),
+        sa.Column("always", sa.Boolean(), nullable=False),
+        sa.Column("first_seen_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("last_seen_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("missing_at", UtcDateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("endpoint", "name", name=op.f("pk_fields")),
+    )
+    op.create_table(
         "zoho_accounts",
         sa.Column("id", sa.String(length=50), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -334,6 +346,7 @@ def downgrade() -> None:
     op.drop_column("results", "vanished")
     op.drop_column("units", "vanished")
     op.drop_table("zoho_accounts")
+    op.drop_table("fields")
     op.drop_table("symbols")
     op.drop_table("symbol_lists")
     for name in ("reason", "stopped_at", "refused", "begun", "salt", "leased_until", "version"):

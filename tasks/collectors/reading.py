@@ -14,7 +14,7 @@ from tasks.collectors.asking import address, digest
 from tasks.collectors.auth import in_query
 from tasks.collectors.fields import plain, to_cursor
 from tasks.collectors.paging import lookup
-from tasks.collectors.rows import bad_payload, decode, items, why
+from tasks.collectors.rows import SAMPLE, bad_payload, decode, items, why
 from tasks.collectors.rules import RESTART, RESYNC, TOO_MUCH, Rule, first_of
 from tasks.collectors.spans import Bars
 from tasks.collectors.sync import CHANGES, FULL, START
@@ -213,12 +213,14 @@ def _page(
     count, bad = len(found) if of is None else of, bad + rows.bad_rows
     if last and 2 * bad > count:
         many = f"{bad} of {count} rows are broken, the first by " if count > 1 else ""
-        raise _bad_payload(endpoint, many + (rows.bad[0].reason if rows.bad else "others"), answer)
+        error = _bad_payload(endpoint, many + (rows.bad[0].reason if rows.bad else "others"), answer)
+        vars(error)["sample"] = found[:SAMPLE]  # what they look like may be the reason
+        raise error
     inside = _inside(endpoint, rows.good, unit, answer)
     highest = None
     if endpoint.cursor is not None:
         highest = max((to_cursor(row[endpoint.cursor.field]) for row, _ in inside), default=None)
-    return Page([kept for _, kept in inside], None, highest, rows.bad, rows.bad_rows)
+    return Page([kept for _, kept in inside], None, highest, rows.bad, rows.bad_rows, found[:SAMPLE])
 
 
 def _row(endpoint: "Endpoint", raw: Any, unit: Unit) -> Both:

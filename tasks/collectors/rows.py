@@ -25,6 +25,7 @@ Where = str | Callable[[Any], Sequence[Any]] | None
 FILLED_BY_STORE = "source"
 BAD_KEPT = 100  # bad rows of a page, and of a unit, that are kept; all are counted
 RAW_MAX = 16_384  # bytes of each
+SAMPLE = 20  # rows of a page that are looked at for new fields
 
 # What a row raises that is not as agreed. Anything else has nothing to do with the row.
 _OF_A_ROW = (

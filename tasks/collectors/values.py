@@ -114,7 +114,8 @@ class Known:
 class Page:
     """Checked rows, where to go on (None: that was all) and the highest cursor value among the rows.
 
-    `bad` are the first rows that could not be taken, `bad_rows` counts them all. `light` is a page that may
+    `bad` are the first rows that could not be taken, `bad_rows` counts them all, `sample` are the first rows
+    as they came. `light` is a page that may
     be stored together with those after it, `vanished` counts items that were gone. The last page has the sync
     `token` to go on from, what is now `known`, and a `reason` where it is no answer with rows.
     """
@@ -124,6 +125,7 @@ class Page:
     cursor: str | None
     bad: Sequence[BadRow] = ()
     bad_rows: int = 0
+    sample: Sequence[Any] = ()
     light: bool = False
     vanished: int = 0
     token: str | None = None

@@ -119,7 +119,7 @@ class Installation:
     @staticmethod
     def forget():
         """As in a process that has just started."""
-        from tasks import http, limits, store, tokens
+        from tasks import drift, http, limits, store, tokens
         from tasks.collectors import registry
         from tasks.settings import get_settings
 
@@ -137,6 +137,7 @@ class Installation:
             limits._shared_ask,
             http.client,
             store._engine_of,
+            drift._known,
             tokens._keeper_of,
             limits._token_circuit,
         ):
