@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workers import cli_data, cli_new, cli_runs
+from workers import cli_accounts, cli_data, cli_new, cli_runs
 from workers.command import (
     EXIT,
     Plain,
@@ -42,6 +42,7 @@ def main() -> None:
 
 
 for each in (
+    cli_accounts.accounts,
     cli_runs.run,
     cli_runs.backfill,
     cli_runs.list_runs,
@@ -370,7 +371,10 @@ def list_collectors(*, as_json: bool) -> None:
         return echo_json(rows)
     from workers.tables import collectors_table, console
 
-    return console().print(collectors_table(rows))
+    console().print(collectors_table(rows))
+    for sentence in dict.fromkeys(each for row in rows for each in row["missing"]):
+        click.echo(sentence)
+    return None
 
 
 def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, Any]:
@@ -378,8 +382,9 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
     from tasks.collectors.registry import scheduled
     from tasks.reads import iso
     from tasks.settings import get_settings
+    from tasks.tokens import missing
 
-    symbols, secret = endpoint.symbols, get_settings().secret
+    symbols, settings = endpoint.symbols, get_settings()
     return {
         "endpoint": endpoint.full_name,
         "collector": endpoint.api.name,
@@ -394,7 +399,8 @@ def _described(endpoint: "Endpoint", view: "CircuitView | None") -> dict[str, An
         "circuit": None if view is None else str(view.state),
         "circuit_until_at": None if view is None else iso(view.retry_at),
         "table": endpoint.table.name,
-        "tiers": [{"tier": each.name, "missing": each.missing(secret)} for each in endpoint.tiers],
+        "tiers": [{"tier": each.name, "missing": each.missing(settings.secret)} for each in endpoint.tiers],
+        "missing": missing(endpoint.api, settings),
     }
 
 

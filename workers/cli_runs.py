@@ -72,11 +72,13 @@ def backfill(
     """
     from tasks import backfill as tasks_backfill
     from tasks.collectors.registry import collectors, find
+    from tasks.settings import get_settings
 
     found = find(collectors(), name)
     if len(found) != 1:
         raise click.UsageError(f"{name} has several endpoints; name one: {listed(found)}")
     order = tasks_backfill.order(found[0], start, end, symbols)
+    _secrets_ready(found[0], get_settings())
     database_ready()
     _make([order], detach=detach, as_json=as_json)
 
@@ -149,6 +151,8 @@ def _orders(names: Sequence[str], symbols: tuple[str, ...] | None, settings: "Se
     for endpoints in by_collector.values():
         for endpoint in endpoints.values():
             endpoint.check_symbols(symbols)
+    for endpoints in by_collector.values():
+        _secrets_ready(next(iter(endpoints.values())), settings)
     return [
         Order(
             collector=collector,
@@ -159,6 +163,15 @@ def _orders(names: Sequence[str], symbols: tuple[str, ...] | None, settings: "Se
         )
         for collector, endpoints in by_collector.items()
     ]
+
+
+def _secrets_ready(endpoint: "Endpoint", settings: "Settings") -> None:
+    """Raise ConfigurationError, a sentence for each secret that its calls need and that is not there."""
+    from resilience.errors import ConfigurationError
+    from tasks.tokens import missing
+
+    if sentences := missing(endpoint.api, settings):
+        raise ConfigurationError("\n".join(sentences))
 
 
 def _make(orders: "Sequence[Order]", *, detach: bool, as_json: bool) -> None:

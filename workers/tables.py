@@ -286,6 +286,23 @@ def _tiers(tiers: Sequence[Mapping[str, Any]]) -> Text:
     return Text(", ").join(parts)
 
 
+def accounts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Accounts of APIs; `rows` as `penstock accounts --json` writes them."""
+    table = _table("account", "stopped (UTC)", "why", "token", "stored")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for row in rows:
+        left_s = row["token_left_s"]
+        table.add_row(
+            row["account"],
+            NOTHING if row["stopped_at"] is None else Text(row["stopped_at"], style="red"),
+            row["reason"] or "",
+            NOTHING if left_s is None else f"{duration(left_s)} left" if left_s else "used up",
+            str(row["tokens_stored"]),
+        )
+    return table
+
+
 def quarantine_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Symbols that fail; `rows` as `penstock quarantine --json` writes them."""
     table = _table("endpoint", "symbol", "failed runs", "why", "skipped until")

@@ -21,12 +21,14 @@ _NAMES = (
     "asana",
     "calendar",
     "glassnode",
+    "gmail",
     "greenlake",
     "kraken",
     "lunarcrush",
     "moralis",
     "reddit",
     "x",
+    "xero",
 )
 SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in _NAMES}
 _API_SETTINGS = ("base_url", "token_url", "limits", "breaker", "retry")

@@ -123,6 +123,22 @@ BODIES = {
     "glassnode.price": Body(
         [{"t": T0_S, "v": 87_648.2196}, {"t": T0_S + 86_400, "v": None}], "BTC", timedelta(days=9)
     ),
+    "gmail.messages": Body(
+        [
+            {
+                "id": "m1",
+                "threadId": "t1",
+                "labelIds": ["INBOX"],
+                "snippet": "Tea?",
+                "internalDate": str(T0_S * 1000),
+                "sizeEstimate": 1234,
+                "payload": {
+                    "headers": [{"name": "From", "value": "Ada"}, {"name": "Subject", "value": "Tea"}]
+                },
+            }
+        ],
+        "me",
+    ),
     "greenlake.devices": Body(
         {
             "items": [
@@ -325,6 +341,44 @@ BODIES = {
             },
         },
         "2244994945",
+    ),
+    "xero.contacts": Body(
+        {
+            "pagination": {"page": 1, "pageSize": 1000, "pageCount": 2, "itemCount": 1001},
+            "Contacts": [
+                {
+                    "ContactID": "5cc8cf28-567e-4d43-b287-687cfcaec47c",
+                    "ContactStatus": "ACTIVE",
+                    "Name": "Katherine",
+                    "EmailAddress": "",
+                    "IsSupplier": True,
+                    "IsCustomer": False,
+                    "UpdatedDateUTC": f"/Date({T0_S}000+0000)/",
+                }
+            ],
+        },
+        "04e93d48-e72f-4775-b7dd-15a041fab972",
+    ),
+    "xero.invoices": Body(
+        {
+            "pagination": {"page": 1, "pageSize": 1000, "pageCount": 1, "itemCount": 1},
+            "Invoices": [
+                {
+                    "InvoiceID": "d4956132-ed94-4dd7-9eaa-aa22dfdf06f2",
+                    "Type": "ACCREC",
+                    "InvoiceNumber": "INV-0001",
+                    "Status": "PAID",
+                    "Contact": {"ContactID": "a3675fc4-f8dd-4f03-ba5b-f1870566bcd7"},
+                    "Date": f"/Date({T0_S}000)/",
+                    "DueDate": f"/Date({T0_S}000+0000)/",
+                    "CurrencyCode": "NZD",
+                    "Total": 40.25,
+                    "AmountDue": 0,
+                    "UpdatedDateUTC": f"/Date({T0_S}000+0000)/",
+                }
+            ],
+        },
+        "04e93d48-e72f-4775-b7dd-15a041fab972",
     ),
 }
 BODIES["x.search"] = Body(BODIES["x.posts"].value, "(pump OR sluice) lang:en")

@@ -287,16 +287,18 @@ class Gmail(Google):
         return encode(message(mailbox, number))
 
     def _list(self, query: Mapping[str, str]) -> bytes:
-        if name := {"q", "labelIds"} & query.keys():
-            raise self.wrong(min(name))  # not spoken here
+        after = re.fullmatch(r"after:(\d+)", query.get("q", "after:0"))
+        if after is None or "labelIds" in query:
+            raise self.wrong("q" if after is None else "labelIds")  # more is not spoken here
         start, count = 0, self.count
         if "pageToken" in query:
             kind, count, start = self.unsealed(query, "pageToken", 3)
             if kind != "messages":
                 raise self.wrong("pageToken")
-        page, after = self.cut(_ids(count)[::-1], query, start, ["messages", count])
+        found = [each for n, each in enumerate(_ids(count)) if LISTED_AT_S + n * 7200 >= int(after[1])]
+        page, token = self.cut(found[::-1], query, start, ["messages", count])
         said = {"messages": page} if page else {}
-        return encode(said | {"resultSizeEstimate": count} | ({"nextPageToken": after} if after else {}))
+        return encode(said | {"resultSizeEstimate": count} | ({"nextPageToken": token} if token else {}))
 
     def _history(self, query: Mapping[str, str]) -> bytes | Answer:
         began = self.whole(query, "startHistoryId", 0)
