@@ -110,7 +110,8 @@ def read(endpoint, checkpoint, data, status=200):
     unit, answer = BODIES[endpoint.full_name].unit(endpoint.full_name), Answer(status, {}, data, 0.1)
     if endpoint.declared:
         return endpoint.read(unit, checkpoint, answer)
-    return endpoint.take(unit, checkpoint, Fetched(json.loads(data)), answer)
+    rows = json.loads(data)
+    return endpoint.take(unit, checkpoint, Fetched(rows if isinstance(rows, list) else [rows]), answer)
 
 
 def check(endpoint, page):
