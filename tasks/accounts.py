@@ -99,8 +99,8 @@ def unlock(account: Account) -> None:
         )
 
 
-def keep(account: Account, token: str, left_s: float, begun: str | None) -> bool:
-    """Store new tokens, and let the account go on if it was stopped.
+def keep(account: Account, token: str, left_s: float, begun: str | None, refused: Sequence[str] = ()) -> bool:
+    """Store new tokens, and let the account go on if it was stopped; `refused` are secrets that stay so.
 
     False when others were stored that are newer. Whoever holds the newest fence token asked last, so its
     tokens win; who was slow may still store what it got as long as nobody else has.
@@ -120,7 +120,7 @@ def keep(account: Account, token: str, left_s: float, begun: str | None) -> bool
                     version=accounts.c.version + 1,
                     leased_until=None,
                     begun=list(prints),
-                    refused=[],
+                    refused=list(refused),
                     stopped_at=None,
                     reason=None,
                     updated_at=db_now(),

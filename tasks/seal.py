@@ -39,7 +39,8 @@ class Seal:
         if plain.get("account") != account:
             raise ConfigurationError(
                 f"{account}: no key in PENSTOCK_TOKEN_KEY opens its tokens; "
-                "add the key that they were encrypted with behind the new one, after a comma"
+                "add the key that they were encrypted with behind the new one, after a comma, "
+                "or begin with a new refresh token"
             ) from None
         return Tokens(plain["access"], plain["refresh"])
 

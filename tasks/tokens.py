@@ -78,6 +78,8 @@ class Credential:
 class Use:
     """The stored token will do."""
 
+    access: str = field(repr=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
@@ -91,14 +93,13 @@ class Await:
     seconds: float
 
 
-def decide(account: Account, *, current: bool, past: int | None) -> Use | Refresh | Await:
+def decide(account: Account, stored: Tokens | None, *, past: int | None) -> Use | Refresh | Await:
     """What to do for a token.
 
-    `current` says whether the stored one goes back to the secrets that we have, `past` which one was refused.
+    `stored` are the tokens that go back to the secrets which we have, `past` is the version that was refused.
     """
-    good = current and account.left_s > 0 and (past is None or account.version > past)
-    if account.token is not None and good:
-        return Use()
+    if stored is not None and account.left_s > 0 and (past is None or account.version > past):
+        return Use(stored.access)
     return Await(account.leased_s) if account.leased_s > 0 else Refresh()
 
 
@@ -117,6 +118,7 @@ class _Got:
     tokens: Tokens = field(repr=False)
     until: float
     begun: str | None
+    refused: tuple[str, ...]  # secrets of others, which stay refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +233,11 @@ class Keeper:
             account = accounts.read(*asked.key)
             self._check(asked.api, account)
             first = auth.first_refresh(self._secret)
-            current = first is None or _goes_back_to(account, first)
-            match decide(account, current=current, past=past):
-                case Use():
-                    access = seal.open(account.title, account.token or "").access
+            stored = None
+            if account.token is not None and (first is None or _goes_back_to(account, first)):
+                stored = _opened(seal, account, needed=auth.keeps)
+            match decide(account, stored, past=past):
+                case Use(access):
                     credential = Credential(access, account.version)
                     return self._hold(asked.key, credential, self._clock() + account.left_s)
                 case Await(seconds):
@@ -244,22 +247,20 @@ class Keeper:
                 case Refresh():
                     locked = accounts.lock(account, self._call_s + 5)
                     if locked is not None:
-                        got = self._refresh(asked, auth, locked, seal, first=None if current else first)
+                        got = self._refresh(asked, auth, locked, stored, first)
                         if got is not None:
                             self._got[asked.key] = got
                             self._save_what_is_left(asked.key, seal)
 
     def _refresh(
-        self, asked: _Asked, auth: TokenAuth, locked: Account, seal: Seal, *, first: str | None
+        self, asked: _Asked, auth: TokenAuth, locked: Account, stored: Tokens | None, first: str | None
     ) -> _Got | None:
-        """New tokens, or None where somebody else stored some meanwhile.
+        """New tokens, by the stored refresh token or else the first one.
 
-        `first` is a refresh token to begin with, in place of the stored one.
+        None where somebody else stored some meanwhile.
         """
+        refresh = first if stored is None else stored.refresh
         try:
-            refresh = first
-            if first is None and locked.token is not None:
-                refresh = seal.open(locked.title, locked.token).refresh
             grant = self._ask(asked, auth, refresh)
         except InvalidCredentialsError as error:
             if accounts.read(*asked.key).version != locked.version:
@@ -271,8 +272,11 @@ class Keeper:
                 accounts.unlock(locked)
             raise
         tokens = Tokens(grant.access, grant.refresh or refresh)
-        begun = None if first is None else fingerprint(locked.salt, first)
-        return _Got(locked, tokens, self._clock() + _used_s(grant), begun)
+        begun = fingerprint(locked.salt, first) if stored is None and first is not None else None
+        refused = locked.refused
+        if refused:
+            refused = tuple(each for each in refused if each != self._fingerprint(asked.api, locked))
+        return _Got(locked, tokens, self._clock() + _used_s(grant), begun, refused)
 
     def _save_what_is_left(self, key: tuple[str, str], seal: Seal) -> None:
         """Store what was got. A refresh token is not given up for a database that is away for a moment."""
@@ -283,7 +287,8 @@ class Keeper:
         for n, pause_s in enumerate(_SAVES_AFTER_S):
             self._sleep(pause_s)
             try:
-                kept = accounts.keep(got.account, token, max(0.0, got.until - self._clock()), got.begun)
+                left_s = max(0.0, got.until - self._clock())
+                kept = accounts.keep(got.account, token, left_s, got.begun, got.refused)
             except DatabaseError:
                 if n == len(_SAVES_AFTER_S) - 1:
                     raise  # the next call for this account tries again
@@ -385,6 +390,16 @@ def _no_key(title: str) -> str:
 
 def _used_s(grant: Grant) -> float:
     return grant.expires_s - min(_MARGIN_S, grant.expires_s * _MARGIN)
+
+
+def _opened(seal: Seal, account: Account, *, needed: bool) -> Tokens | None:
+    """The stored tokens; None where no key opens them and others can be had without them."""
+    try:
+        return seal.open(account.title, account.token or "")
+    except ConfigurationError:
+        if needed:
+            raise
+        return None
 
 
 def _goes_back_to(account: Account, first: str) -> bool:

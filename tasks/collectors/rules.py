@@ -150,12 +150,14 @@ def first_of(rules: Iterable[Rule], answer: Answer, *, synced: bool = False) -> 
 def refuses(rules: Iterable[Rule], answer: Answer) -> bool:
     """Whether an answer refuses the credentials themselves: a 401, or what a rule says does.
 
-    A 403 may be about this one resource.
+    A 403 may be about this one resource, and so may a 401 that a rule says is.
     """
     rule = first_of(rules, answer)
     if rule is None:
         return answer.status == 401
-    return issubclass(_ERRORS.get(rule.outcome, PenstockError), AuthenticationError)
+    return rule.scope in {None, "account"} and issubclass(
+        _ERRORS.get(rule.outcome, PenstockError), AuthenticationError
+    )
 
 
 def _redirected(api: str, answer: Answer) -> APIError:

@@ -22,7 +22,7 @@ from resilience.errors import (
     ServerError,
     TokenFetchError,
 )
-from tasks.collectors import Answer, Api, Bearer, GoogleServiceAccount, GoogleUser, OAuth2
+from tasks.collectors import Answer, Api, Bearer, GoogleServiceAccount, GoogleUser, OAuth2, Rule
 from tasks.collectors.oauth import GOOGLE_TOKEN_URL, Grant, read_grant
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -254,3 +254,20 @@ def test_any_answer_is_a_grant_or_one_of_our_errors(status, body):
     """Whatever a token server sends."""
     with contextlib.suppress(AuthenticationError, ServerError, RateLimitError, BadPayloadError):
         read_grant("shop", Answer(status, {}, body, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "refused"),
+    [(401, b"{}", True), (403, b"{}", False), (401, b"not yours", False), (403, b"revoked", True), (200, b"bad key", True),
+     (403, b"one endpoint", False), (404, b"", False), (200, b"[]", False)],
+)  # fmt: skip
+def test_which_answers_refuse_the_credentials(status, body, refused):
+    """A 401, unless a rule says otherwise; a 403 may be about one resource, unless a rule says otherwise."""
+    rules = [
+        Rule("not_found", status=401, body="not yours"),
+        Rule("unauthorized", status=403, body="revoked"),
+        Rule("unauthorized", status=403, body="one endpoint", scope="endpoint"),
+        Rule("token_expired", status=200, body="bad key"),
+    ]
+    api = Api("shop", "https://shop.example", auth=Bearer("TOKEN"), rules=rules)
+    assert api.refuses(Answer(status, {}, body, 0.1)) is refused
