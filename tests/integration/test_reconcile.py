@@ -484,9 +484,14 @@ def shop(fleet, tmp_path, monkeypatch):
     sys.modules.pop("shop_of_mends", None)
 
 
-def test_a_run_that_cannot_be_planned_does_not_stop_the_others(fleet, inbox, shop, mend):
+def test_a_run_that_cannot_be_planned_does_not_stop_the_others(fleet, inbox, shop, mend, monkeypatch):
     """Nor what comes after planning: late messages, deadlines."""
     broken = fleet.order("shop.orders", None)
+
+    def fail(endpoint):
+        raise RuntimeError(f"a mistake about {endpoint.full_name}")
+
+    monkeypatch.setattr("tasks.runs.symbols_of", fail)
     good = fleet.order("binance.klines", ["BTCUSDT"], START, START + timedelta(minutes=60))
     fleet.installation.change(runs, requested_at=db_now(-60))
     assert mend()["planned"] == 2
@@ -496,6 +501,17 @@ def test_a_run_that_cannot_be_planned_does_not_stop_the_others(fleet, inbox, sho
     mend()
     result = fleet.result(broken)
     assert (result["outcome"], result["total_items"]) == ("failed", 0)
+
+
+def test_a_run_whose_symbols_are_away_is_closed(fleet, inbox, shop, mend):
+    """Skipped, with the reason, and the others go on."""
+    away = fleet.order("shop.orders", None)
+    good = fleet.order("binance.klines", ["BTCUSDT"], START, START + timedelta(minutes=60))
+    fleet.installation.change(runs, requested_at=db_now(-60))
+    assert mend()["planned"] == 2
+    inbox.drain(BINANCE, "ctl")
+    assert (fleet.result(good)["outcome"], fleet.result(away)["outcome"]) == ("ok", "skipped")
+    assert "RuntimeError: the list of orders is away" in fleet.the_run(away)["reason"]
 
 
 def test_a_collector_that_was_removed_does_not_stop_the_others(fleet, inbox, shop, mend, caplog):
