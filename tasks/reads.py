@@ -16,7 +16,18 @@ from resilience.statistics import rate_of
 from resilience.store import LimitReading
 from tasks.collectors.spec import Endpoint
 from tasks.heartbeat import LEASE
-from tasks.models import NOT_DONE, events, records, results, runs, schedules, units, waves, workers
+from tasks.models import (
+    NOT_DONE,
+    RUN_WITHOUT_SYMBOLS,
+    events,
+    records,
+    results,
+    runs,
+    schedules,
+    units,
+    waves,
+    workers,
+)
 from tasks.outcomes import ERRORS_KEPT, SUCCESSFUL, UNSUCCESSFUL, Outcome, RunState, UnitState
 from tasks.store import db_now, reading
 
@@ -383,7 +394,7 @@ def _views(connection: Connection, ids: Sequence[int]) -> list[RunView]:
     rows = {
         row["id"]: row
         for row in connection.execute(
-            select(runs, db_now().label("seen_at")).where(runs.c.id.in_(ids))
+            select(*RUN_WITHOUT_SYMBOLS, db_now().label("seen_at")).where(runs.c.id.in_(ids))
         ).mappings()
     }
     closed = {

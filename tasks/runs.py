@@ -27,7 +27,7 @@ from tasks.collectors.registry import endpoint_of
 from tasks.collectors.spec import Endpoint
 from tasks.launch import launch
 from tasks.limits import circuits
-from tasks.models import results, runs, units, waves, workers
+from tasks.models import RUN_WITHOUT_SYMBOLS, results, runs, units, waves, workers
 from tasks.outcomes import (
     CollectionResult,
     Outcome,
@@ -302,7 +302,9 @@ def carry_on(run: int) -> None:
         return
     with reading() as connection:
         row = (
-            connection.execute(select(runs).where(runs.c.id == run, runs.c.state == RunState.OPEN))
+            connection.execute(
+                select(*RUN_WITHOUT_SYMBOLS).where(runs.c.id == run, runs.c.state == RunState.OPEN)
+            )
             .mappings()
             .one_or_none()
         )
@@ -418,7 +420,7 @@ def close(run: int) -> CollectionResult | None:
     with writing() as connection:
         row = (
             connection.execute(
-                select(runs, db_now().label("now"))
+                select(*RUN_WITHOUT_SYMBOLS, db_now().label("now"))
                 .where(runs.c.id == run, runs.c.state == RunState.OPEN)
                 .with_for_update(of=runs)
             )
