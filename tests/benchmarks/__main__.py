@@ -28,7 +28,7 @@ from tests.benchmarks.measure import HEAD, Chart, Result, measured, postgres
 from workers.embedded import EmbeddedRedis
 
 NAMES = ("guard", "launch", "units", "size", "rows", "plan", "help", "profile")
-LONG = ("growth",)  # a quarter of an hour; only when it is named, or for the note
+LONG = ("memory", "growth")  # a quarter of an hour; only when they are named, or for the note
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PACKAGES = ("celery", "kombu", "redis", "requests", "sqlalchemy", "psycopg", "pybreaker", "limits")
 HEADINGS = {"units": "CPU of a unit", "profile": "Where the time of a unit goes", "growth": "Growth"}

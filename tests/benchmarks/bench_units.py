@@ -22,18 +22,11 @@ END = START + timedelta(minutes=9)  # a page that is not full, so that one call 
 
 
 def fleet(folder, symbols, **changes):
-    """Our processes, one worker with threads."""
+    """Our processes, one worker, with threads unless something else is asked for."""
     from tests.chaos.fleet import Fleet
 
-    return Fleet(
-        Path(folder),
-        symbols=symbols,
-        pool="threads",
-        workers=1,
-        concurrency=CONCURRENCY,
-        latency_ms=LATENCY_MS,
-        **changes,
-    )
+    usual = {"pool": "threads", "concurrency": CONCURRENCY, "latency_ms": LATENCY_MS}
+    return Fleet(Path(folder), symbols=symbols, workers=1, **(usual | changes))
 
 
 def groups_of(running):
