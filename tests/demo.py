@@ -366,6 +366,7 @@ def prepare(state: Path, port: int) -> None:
     os.environ |= {
         "PENSTOCK_STATE_DIR": str(state),
         "PENSTOCK_CONFIG": str(state / "penstock.toml"),
+        "PENSTOCK_COLLECTORS": ",".join(APIS),  # others would call the real hosts
         "PENSTOCK_SCHEDULES": "*",
         "ASANA_TOKEN": "demo",  # the fake takes any
         "NO_PROXY": "127.0.0.1",
