@@ -3,12 +3,14 @@
 A share is the limit divided by the last known number of processes, kept in this process's memory. Buckets
 start empty, a window begun before counts as used up, and calls in flight get one lease to end: what was
 started before nobody here knows. A budget is shared by what is written down of it, so it needs a ledger.
-A circuit, a gate or a slower rate that this process was
-told of stays as it was; all other circuits begin closed, and each process opens its own.
+A circuit, a gate or a slower rate that this process was told of stays as it was; all other circuits begin
+closed, and each process opens its own.
 
-When the store is back, the first that finds it so tells it what was spent and which gates were closed here,
-and keeps it from admitting until every other process has found it too. This holds as long as all of them lose
-the store together: a process that loses it alone adds its share to what the others do.
+Nothing is spent of a share until the store was asked a second time, `RETRY_S` later: by then every process
+that calls has found it away. When it is back, the first that finds it so tells it what was spent and which
+gates were closed here, and keeps it from admitting until every other process has found it too. This holds as
+long as all of them lose the store together: a process that loses it alone, or that asks nothing until it is
+back, adds to what the others do.
 """
 
 import logging
@@ -57,6 +59,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 2.0  # how often the store is tried while it is away
 _MARGIN_S = 1.0
+_SOONEST_US = 10_000  # while another thread asks whether it is back
 
 
 class SharingStore:
@@ -210,7 +213,12 @@ class SharingStore:
             raise error or StoreUnavailableError(
                 "the store is away, and this call has no share of its limits"
             )
-        return share.store.admit(replace(request, route=route))
+        answer = share.store.admit(replace(request, route=route))
+        if share.begun or not route.names or not isinstance(answer, Grant):
+            return answer
+        share.store.release(answer)
+        wait_us = max(round((self._retry_at - self._clock()) * 1e6), _SOONEST_US)
+        return Delay(wait_us, None, "store", route.names[0])
 
     def _share(self, error: StoreUnavailableError | None) -> "_Share":
         with self._lock:
@@ -241,10 +249,14 @@ class SharingStore:
         if share is None:
             return
         debts, gates = share.debts(), share.gates()
-        if debts or gates:
-            self.shared.repay(debts, self.hold_us, gates)
-        else:
-            self.shared.limits(())
+        try:
+            if debts or gates:
+                self.shared.repay(debts, self.hold_us, gates)
+            else:
+                self.shared.limits(())
+        except StoreUnavailableError:
+            share.begun = True
+            raise
         with self._lock:
             if self._local is share:
                 self._local = None
@@ -272,6 +284,12 @@ def _still_open(spec: CircuitSpec, until_us: int) -> Move:
 class _ShareOfRoute(Route):
     """A route whose limits are one process's share."""
 
+    @property
+    def names(self) -> list[str]:
+        """Of its limits."""
+        limits: tuple[LimitSpec, ...] = (*self.rates, *self.seats, *self.windows)
+        return [spec.name for spec in limits]
+
 
 class _Share:
     """One process's part of the limits, and the store that keeps it."""
@@ -284,6 +302,7 @@ class _Share:
         stretched: Mapping[RateSpec, float],
     ) -> None:
         self.store = MemoryStore(recall=recall, now_us=now_us)
+        self.begun = False
         self._count, self._stretched = count, stretched
         self._routes: dict[Route, _ShareOfRoute | None] = {}
         self._parts: dict[LimitSpec, LimitSpec | None] = {}
