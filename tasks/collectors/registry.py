@@ -29,6 +29,7 @@ _NAMES = (
     "reddit",
     "x",
     "xero",
+    "zoho",
 )
 SHIPPED = {name: f"tasks.collectors.{name}:{name}" for name in _NAMES}
 _API_SETTINGS = ("base_url", "token_url", "limits", "breaker", "retry")

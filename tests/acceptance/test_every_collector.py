@@ -20,7 +20,7 @@ from tasks.seal import new_key
 from tests.acceptance.fleet import Fleet
 from tests.deployments import BOTH
 from tests.upstream import data
-from tests.upstream.apis import ALL, google, greenlake, reddit, xero
+from tests.upstream.apis import ALL, PATHS, google, greenlake, reddit, xero
 from tests.upstream.apis.tokens import CLIENT, REFRESH, TokenApi
 from workers.embedded import EmbeddedRedis
 
@@ -198,7 +198,6 @@ SYMBOLS = {
     "xero.contacts": xero.TENANTS,
     "xero.invoices": xero.TENANTS,
 }
-PATHS = {"asana": "/api/1.0", "gmail": "/gmail/v1", "xero": "/api.xro/2.0"}
 WORKERS = ["worker", "worker-2", "worker-3", "worker-4"]
 
 

@@ -14,6 +14,8 @@ import kombu.pools
 import pytest
 import redis
 
+from tests.upstream.apis import ALL, PATHS
+
 POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 DATABASES = ("sqlite", "postgres")
 
@@ -335,22 +337,6 @@ def inbox(installation):
     kombu.pools.reset()
 
 
-# What the base URL of a collector has besides the host.
-PATHS = {
-    "asana": "/api/1.0",
-    "binance": "",
-    "calendar": "/calendar/v3",
-    "coinbase": "",
-    "glassnode": "",
-    "greenlake": "",
-    "kraken": "/0",
-    "lunarcrush": "/api4",
-    "moralis": "/api/v2.2",
-    "reddit": "",
-    "x": "/2",
-}
-
-
 class Fleet:
     """Runs as people ask for them: planned here, collected message by message through the inbox."""
 
@@ -363,7 +349,9 @@ class Fleet:
         from tasks.collectors.registry import collectors
         from tasks.limits import guard
 
-        found = {api: {"base_url": self.upstream.base(api) + path} for api, path in PATHS.items()}
+        found = {
+            api.name: {"base_url": self.upstream.base(api.name) + PATHS.get(api.name, "")} for api in ALL
+        }
         for name, table in (tables or {}).items():
             found[name] = found.get(name, {}) | table
         self.installation.configure("\n".join(map(_toml, found.items())), **variables)

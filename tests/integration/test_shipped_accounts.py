@@ -6,8 +6,15 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from tasks.data import calendar_events, greenlake_devices, greenlake_subscriptions, reddit_posts
-from tests.upstream.apis import google, greenlake, reddit
+from tasks.data import (
+    calendar_events,
+    greenlake_devices,
+    greenlake_subscriptions,
+    reddit_posts,
+    zoho_accounts,
+)
+from tasks.seal import new_key
+from tests.upstream.apis import google, greenlake, reddit, zoho
 from tests.upstream.apis.tokens import CLIENT, REFRESH
 
 from .conftest import connect, on_both
@@ -18,8 +25,10 @@ TOKEN_PATHS = {
     "calendar": "/token",
     "greenlake": "/authorization/v2/oauth2/{GREENLAKE_WORKSPACE}/token",
     "reddit": "/api/v1/access_token",
+    "zoho": "/oauth/v2/token",
 }
 SECRETS = {
+    "PENSTOCK_TOKEN_KEY": new_key(),
     "GOOGLE_USER_TOKEN": json.dumps(
         {"client_id": CLIENT[0], "client_secret": CLIENT[1], "refresh_token": REFRESH}
     ),
@@ -28,6 +37,9 @@ SECRETS = {
     "GREENLAKE_CLIENT_SECRET": CLIENT[1],
     "REDDIT_CLIENT_ID": CLIENT[0],
     "REDDIT_CLIENT_SECRET": CLIENT[1],
+    "ZOHO_CLIENT_ID": CLIENT[0],
+    "ZOHO_CLIENT_SECRET": CLIENT[1],
+    "ZOHO_REFRESH_TOKEN": REFRESH,
 }
 
 
@@ -197,6 +209,62 @@ def test_calendar_changes(account):
     assert one.seen()[1] == {"200", "410"}
 
 
+def an_account(row):
+    return {
+        "id": row["id"],
+        "name": row["Account_Name"],
+        "owner": row["Owner"]["id"],
+        "industry": row["Industry"],
+        "phone": row["Phone"],
+        "website": row["Website"],
+        "created_at": z(row["Created_Time"]),
+        "modified_at": z(row["Modified_Time"]),
+        "data": row,
+    }
+
+
+def zoho_runs(one, touched=()):
+    """Runs it, compares what is kept with what is served; returns how many requests that took."""
+    before = one.upstream.stats("zoho")
+    outcome = one.run("accounts")[""]
+    assert one.rows(zoho_accounts) == [an_account(row) for row in zoho.accounts(dict.fromkeys(touched, AT))]
+    after = one.upstream.stats("zoho")
+    return outcome, after["requests"] - before["requests"], after["mcp_calls"] - before["mcp_calls"]
+
+
+@on_both
+def test_zoho_by_rest(account):
+    """Every account; then those that were modified or added; then, for none were, no page."""
+    one, changed = account("zoho"), [*range(3), *range(zoho.ACCOUNTS, zoho.ACCOUNTS + 4)]
+    assert zoho_runs(one) == ("stored", 4, 0)  # one of them for a token
+    one.control(touch={"count": 3, "at": AT})
+    one.control(add={"count": 4, "at": AT})
+    assert zoho_runs(one, changed) == ("stored", 1, 0)
+    one.control(touch={"count": 0, "at": AT})
+    assert zoho_runs(one, changed)[1:] == (1, 0)
+    assert one.seen()[0::2] == (0, 1)
+
+
+@on_both
+def test_zoho_by_mcp(account, upstream):
+    """The newest first, no token needed; the second time no further back than what is known."""
+    one = account("zoho", ZOHO_MCP_URL=f"{upstream.base('zoho')}/{zoho.MCP_PATH}")
+    assert zoho_runs(one) == ("stored", 3, 3)
+    one.control(touch={"count": 3, "at": AT})
+    assert zoho_runs(one, range(3)) == ("stored", 1, 1)
+    assert one.seen()[0::2] == (0, 0)
+
+
+@on_both
+@pytest.mark.parametrize("trouble", [{"mcp": False}, {"mcp_error": True}])
+def test_zoho_where_the_mcp_server_fails(account, upstream, trouble):
+    """It answers with an error, or its tool does: the next tier reads all of it, in the same delivery."""
+    one = account("zoho", ZOHO_MCP_URL=f"{upstream.base('zoho')}/{zoho.MCP_PATH}")
+    one.control(**trouble)
+    outcome, requests, _ = zoho_runs(one)
+    assert (outcome, requests) == ("stored", 5)
+
+
 @on_both
 @pytest.mark.parametrize("status", [403, 429])
 def test_google_says_later(account, status):
@@ -222,15 +290,16 @@ def test_google_says_never(account):
 
 
 @on_both
-@pytest.mark.parametrize("name", ["reddit", "calendar"])
+@pytest.mark.parametrize("name", ["reddit", "calendar", "zoho"])
 def test_no_token_stands_in_the_database(account, name):
     """Nor does a secret of the client: not in any table, in clear."""
     from tasks.models import metadata
 
     one = account(name)
-    one.run(*{"reddit": ("posts", ["rivers"]), "calendar": ("events", ["primary"])}[name])
+    asked = {"reddit": ("posts", ["rivers"]), "calendar": ("events", ["primary"]), "zoho": ("accounts",)}
+    one.run(*asked[name])
     assert one.seen()[2] == 1
     everything = repr([one.rows(table) for table in metadata.sorted_tables])
-    assert "primary" in everything or "rivers" in everything
+    assert any(word in everything for word in ("primary", "rivers", "Utilities"))
     for secret in (f"access-of-{name}", REFRESH, *CLIENT):
         assert secret not in everything

@@ -380,5 +380,29 @@ BODIES = {
         },
         "04e93d48-e72f-4775-b7dd-15a041fab972",
     ),
+    "zoho.accounts": Body(
+        {
+            "data": [
+                {
+                    "id": "4150868000000001001",
+                    "Account_Name": "Weir & Sons",
+                    "Owner": {"name": "Ada", "id": "4150868000000225013", "email": "ada@weir.example"},
+                    "Industry": "Utilities",
+                    "Phone": None,
+                    "Website": "https://weir.example",
+                    "Created_Time": "2026-01-01T09:00:00+09:00",
+                    "Modified_Time": "2026-01-02T03:04:05+00:00",
+                }
+            ],
+            "info": {
+                "per_page": 200,
+                "count": 1,
+                "page": 1,
+                "more_records": False,
+                "next_page_token": None,
+                "page_token_expiry": None,
+            },
+        }
+    ),
 }
 BODIES["x.search"] = Body(BODIES["x.posts"].value, "(pump OR sluice) lang:en")

@@ -31,3 +31,16 @@ ALL: tuple[type[Api], ...] = (
     Xero,
     Zoho,
 )
+
+# What the base URL of a collector has besides the host.
+PATHS = {
+    "asana": "/api/1.0",
+    "calendar": "/calendar/v3",
+    "gmail": "/gmail/v1",
+    "kraken": "/0",
+    "lunarcrush": "/api4",
+    "moralis": "/api/v2.2",
+    "x": "/2",
+    "xero": "/api.xro/2.0",
+    "zoho": "/crm/v8",
+}

@@ -116,8 +116,17 @@ class Zoho(TokenApi):
             found = [row for row in found if datetime.fromisoformat(row["Modified_Time"]) > after]
             if not found:
                 return Answer(304, b"")
-        page, info = self._page(found, request.query, now)
+        page, info = self._page(self._sorted(found, request.query), request.query, now)
         return encode({"data": page, "info": info}) if page else Answer(204, b"")
+
+    def _sorted(self, found: list[dict[str, Any]], query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """By id or by a time; without a word the newest ids first."""
+        by, order = query.get("sort_by", "id"), query.get("sort_order", "desc")
+        if by not in {"id", "Created_Time", "Modified_Time"}:
+            raise self.wrong("sort_by")
+        if order not in {"asc", "desc"}:
+            raise self.wrong("sort_order")
+        return sorted(found, key=lambda row: (row[by], row["id"]), reverse=order == "desc")
 
     def wrong(self, name: str) -> RejectedError:
         details = {"code": "INVALID_DATA", "details": {"param_name": name}, "message": "invalid_data"}
@@ -168,7 +177,8 @@ class Zoho(TokenApi):
             return _result(call, "The tool failed.", failed=True)
         try:
             # A tool takes numbers as such, a query carries them as text.
-            page, info = self._page(accounts(self.touched), {k: str(v) for k, v in arguments.items()}, now)
+            query = {name: str(value) for name, value in arguments.items()}
+            page, info = self._page(self._sorted(accounts(self.touched), query), query, now)
         except RejectedError as error:
             return _result(call, json.dumps(error.body), failed=True)
         return _result(call, json.dumps({"data": page, "info": info}))
