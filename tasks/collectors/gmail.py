@@ -1,19 +1,16 @@
 """Gmail: messages with what their headers say. Symbols are mailboxes: "me", or addresses of a domain.
 
-Documented (developers.google.com/workspace/gmail/api: usage limits, users.messages; read 2026-11): 6,000
-units a minute for a user of a project made since May 2026, 1,200,000 for the project; a list or a message
-costs 5. Over it 403 or 429 with a reason in the body. A list holds ids only, so each message is a call of its
-own.
+Documented (developers.google.com/workspace/gmail/api: usage limits, users.messages, users.history; read
+2026-11): 6,000 units a minute for a user of a project made since May 2026, 1,200,000 for the project; a list
+or a message costs 5, a page of the history 2. Over it 403 or 429 with a reason in the body. A list holds ids
+only, so each message is a call of its own. The history has what came and whose labels changed; where it no
+longer goes back that far, it is a 404.
 """
 
 from typing import Any
 
-from resilience.errors import NotFoundError
-from tasks.collectors import Api, Cursor, Fetched, GoogleUser, Limit, Rule, Unit, ms
-from tasks.collectors.values import Checkpoint
+from tasks.collectors import Api, Detail, GoogleUser, Limit, Rule, Sync, Token, Unit, ms
 from tasks.data import gmail_messages
-
-AT_ONCE = 20  # messages between two checkpoints
 
 gmail = Api(
     "gmail",
@@ -23,36 +20,37 @@ gmail = Api(
     rules=[
         Rule("rate_limited", status=(403, 429), body='"(userR|r)ateLimitExceeded"', retry_after="30s"),
         Rule("rate_limited", status=(403, 429), body='"(dailyLimit|quota)Exceeded"', retry_after="1h"),
+        Rule("resync", status=404),
     ],
 )
 
 
-def read(unit: Unit, checkpoint: Checkpoint, session: Any) -> Fetched:
-    """List ids, 500 at a time, then get the messages; one that was deleted meanwhile is passed over."""
-    path = f"/users/{unit.symbol}/messages"
-    if "ids" not in checkpoint:
-        asked = {"maxResults": "500", "pageToken": checkpoint.get("token")}
-        asked["q"] = f"after:{int(unit.start.timestamp()) - 1}" if unit.start else None
-        page = session.get(path, params=asked).json()
-        ids = [each["id"] for each in page.get("messages", [])]
-        checkpoint = {"ids": ids, "token": page.get("nextPageToken")}
-    rows = []
-    for one in checkpoint["ids"][:AT_ONCE]:
-        try:
-            rows.append(session.get(f"{path}/{one}", params={"format": "metadata"}).json())
-        except NotFoundError:
-            continue
-    left, token = checkpoint["ids"][AT_ONCE:], checkpoint["token"]
-    if left:
-        return Fetched(rows, next={"ids": left, "token": token})
-    return Fetched(rows, next={"token": token} if token else None)
+def listed(body: Any) -> list[Any]:
+    """The messages of a page; an empty mailbox has no list."""
+    return list(body.get("messages", []))
+
+
+def changed(body: Any) -> list[Any]:
+    """The messages that came or whose labels changed; one that was deleted cannot be had."""
+    kinds = ("messagesAdded", "labelsAdded", "labelsRemoved")
+    history = body.get("history", [])
+    return [each["message"] for entry in history for kind in kinds for each in entry.get(kind, [])]
 
 
 @gmail.endpoint(
-    fetch=read,
+    "/users/{symbol}/messages",
     symbols=["me"],
     symbol_pattern=r"[^\s/?#]{1,200}",
-    cursor=Cursor("received_at", lag="1h"),
+    page=Token(param="pageToken", at="nextPageToken", size_param="maxResults", size=500),
+    rows=listed,
+    detail=Detail("/users/{symbol}/messages/{id}", params={"format": "metadata"}),
+    sync=Sync(
+        param="startHistoryId",
+        at="historyId",
+        start=("/users/{symbol}/profile", "historyId"),
+        path="/users/{symbol}/history",
+        rows=changed,
+    ),
     table=gmail_messages,
     key=("mailbox", "id"),
     weight=5,

@@ -8,6 +8,7 @@ import pytest
 
 from tasks.data import (
     calendar_events,
+    gmail_messages,
     greenlake_devices,
     greenlake_subscriptions,
     reddit_posts,
@@ -23,6 +24,7 @@ DATABASES = ("sqlite",)
 AT = 1_900_000_000
 TOKEN_PATHS = {
     "calendar": "/token",
+    "gmail": "/token",
     "greenlake": "/authorization/v2/oauth2/{GREENLAKE_WORKSPACE}/token",
     "reddit": "/api/v1/access_token",
     "zoho": "/oauth/v2/token",
@@ -207,6 +209,41 @@ def test_calendar_changes(account):
     pages = calls[0] - 1  # the first call of all is for an access token
     assert calls == [1 + pages, 2, 2 + pages]
     assert one.seen()[1] == {"200", "410"}
+
+
+def a_message(row):
+    sender, subject = row["payload"]["headers"]
+    return {
+        "mailbox": "me",
+        "id": row["id"],
+        "thread": row["threadId"],
+        "received_at": datetime.fromtimestamp(int(row["internalDate"]) / 1000, UTC),
+        "sender": sender["value"],
+        "subject": subject["value"],
+        "snippet": row["snippet"],
+        "labels": row["labelIds"],
+        "size": row["sizeEstimate"],
+        "data": row,
+    }
+
+
+@on_both
+def test_gmail(account):
+    """The mailbox; then who came and was relabelled, asked for alone; all of it where the history is forgotten."""
+    one, calls, count = account("gmail"), [], google.MESSAGES
+    for added, relabelled, forgotten in ((0, 0, False), (50, 10, False), (0, 0, False), (5, 20, True)):
+        one.control(add=added)
+        one.control(relabel=relabelled)
+        one.control(forget_history=forgotten)
+        before, count = one.upstream.stats("gmail")["requests"], count + added
+        assert one.run("messages", ["me"])["me"] in {"stored", "empty"}
+        calls.append(one.upstream.stats("gmail")["requests"] - before)
+        labelled = max(relabelled, 10 if len(calls) > 1 else 0)
+        assert one.rows(gmail_messages) == [a_message(row) for row in google.messages("me", count, labelled)]
+    pages, again = -(-google.MESSAGES // 40), -(-count // 40)
+    # A token and the profile first; then two pages of history; then one; at last it is refused, and the profile.
+    assert calls == [2 + pages + google.MESSAGES, 2 + 60, 1, 2 + again + count]
+    assert one.seen() == (0, {"200", "404"}, 1)
 
 
 def an_account(row):

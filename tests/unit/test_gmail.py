@@ -1,20 +1,21 @@
-"""Gmail: ids first, then a call for each message, and checkpoints in between."""
+"""Gmail: a list of ids, a call for each message, and the history of a mailbox."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 
-from resilience.errors import NotFoundError
-from tasks.collectors import Fetched, Unit
-from tasks.collectors.gmail import AT_ONCE, gmail, read
+from tasks.collectors import Answer, Unit
+from tasks.collectors.gmail import changed, gmail
 from tasks.data import gmail_messages
 
 MESSAGES = gmail.endpoints["messages"]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+USER = "https://gmail.googleapis.com/gmail/v1/users/me"
 
 
-def unit(start=None) -> Unit:
-    return Unit(1, 1, "gmail", "messages", "me", start, None, None)
+def unit(cursor=None) -> Unit:
+    return Unit(1, 1, "gmail", "messages", "me", None, None, cursor)
 
 
 def message(one="m1", **changed) -> dict:
@@ -30,61 +31,79 @@ def message(one="m1", **changed) -> dict:
     } | changed
 
 
-class Mailbox:
-    """What a session is to `read`; it counts what it is asked."""
-
-    def __init__(self, count, gone=()):
-        self.ids, self.gone, self.asked = [f"m{n}" for n in range(count)], gone, []
-
-    def get(self, path, params):
-        self.asked.append((path, params))
-        _, _, one = path.rpartition("/")
-        if one in self.gone:
-            raise NotFoundError("gmail answered 404", status=404)
-        if one != "messages":
-            return Said(message(one))
-        start = int(params["pageToken"] or 0)
-        page = {"messages": [{"id": each} for each in self.ids[start : start + 500]]} if self.ids else {}
-        return Said(page | ({"nextPageToken": str(start + 500)} if start + 500 < len(self.ids) else {}))
-
-
-class Said:
-    def __init__(self, body):
-        self.body = body
-
-    def json(self):
-        return self.body
-
-
-def everything(mailbox, start=None):
-    found, checkpoint, pages = [], {}, 0
+def everything(server, cursor=None):
+    """The rows of a unit, whom `server` answers by path and parameters; and the token that it ends with."""
+    of, rows, token = unit(cursor), [], None
+    checkpoint = MESSAGES.first(of)
     while checkpoint is not None:
-        fetched = read(unit(start), checkpoint, mailbox)
-        found += fetched.rows
-        checkpoint, pages = fetched.next, pages + 1
-    return found, pages
+        request = MESSAGES.request(of, checkpoint)
+        status, body = server(request.url.removeprefix(USER), request.params)
+        page = MESSAGES.read(of, checkpoint, Answer(status, {}, json.dumps(body).encode(), 0.1))
+        rows += page.rows
+        checkpoint, token = page.next, page.token
+    return [row["id"] for row in rows], token
 
 
-def test_every_message_once():
-    """Over both pages of ids, some of them gone; a checkpoint after every few."""
-    mailbox = Mailbox(730, gone={"m5", "m499", "m729"})
-    found, pages = everything(mailbox)
-    assert [row["id"] for row in found] == [each for each in mailbox.ids if each not in mailbox.gone]
-    assert pages == -(-500 // AT_ONCE) + -(-230 // AT_ONCE)
-    assert sum(path.endswith("/messages") for path, _ in mailbox.asked) == 2
+def test_a_whole_mailbox():
+    """From the profile, whose history is that of the time before, over two pages; one message is gone."""
+    asked = []
+
+    def server(path, params):
+        asked.append(path)
+        if path == "/profile":
+            return 200, {"historyId": "77"}
+        if path == "/messages":
+            last = "pageToken" in params
+            return 200, {"messages": [{"id": "m3"}]} if last else {
+                "messages": [{"id": "m1"}, {"id": "m2"}],
+                "nextPageToken": "p2",
+            }
+        assert params == {"format": "metadata"}
+        one = path.rpartition("/")[2]
+        return (404, {}) if one == "m2" else (200, message(one))
+
+    assert everything(server) == (["m1", "m3"], "77")
+    assert asked == ["/profile", "/messages", "/messages/m1", "/messages/m2", "/messages", "/messages/m3"]
 
 
 def test_an_empty_mailbox():
     """Its list has no ids at all."""
-    assert read(unit(), {}, Mailbox(0)) == Fetched([])
+    answers = {"/profile": {"historyId": "77"}, "/messages": {"resultSizeEstimate": 0}}
+    assert everything(lambda path, _: (200, answers[path])) == ([], "77")
 
 
-@pytest.mark.parametrize(("start", "asked"), [(None, None), (T0, "after:1767225599")])
-def test_since_when(start, asked):
-    """Whole seconds, one of them too many: the store knows what it has."""
-    mailbox = Mailbox(1)
-    everything(mailbox, start)
-    assert mailbox.asked[0][1]["q"] == asked
+def test_the_history():
+    """What came and whose labels changed is asked for, once; what was deleted is not."""
+    history = [
+        {"id": "78", "messagesAdded": [{"message": {"id": "m4"}}]},
+        {"id": "79", "labelsAdded": [{"message": {"id": "m4"}}, {"message": {"id": "m1"}}]},
+        {"id": "80", "messagesDeleted": [{"message": {"id": "m3"}}]},
+        {"id": "81", "labelsRemoved": [{"message": {"id": "m2"}}]},
+    ]
+
+    def server(path, params):
+        if path == "/history":
+            assert params["startHistoryId"] == "77"
+            return 200, {"history": history, "historyId": "81"}
+        return 200, message(path.rpartition("/")[2])
+
+    assert everything(server, "77") == (["m4", "m1", "m2"], "81")
+
+
+def test_a_history_that_is_forgotten():
+    """The whole mailbox again."""
+    answers = {"/profile": {"historyId": "99"}, "/messages": {"messages": [{"id": "m1"}]}}
+
+    def server(path, _):
+        return (404, {}) if path == "/history" else (200, answers.get(path) or message())
+
+    assert everything(server, "77") == (["m1"], "99")
+
+
+@pytest.mark.parametrize("body", [{}, {"history": []}, {"history": [{"id": "1"}]}])
+def test_no_change(body):
+    """The history may be left out, and an entry may hold nothing that we read."""
+    assert changed(body) == []
 
 
 def test_a_message_becomes_a_row():

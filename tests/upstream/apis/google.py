@@ -53,13 +53,13 @@ def events(
     return [event(calendar, number, version) for number in range(since + 1, version + 1)]
 
 
-def message(mailbox: str, number: int) -> dict[str, Any]:
+def message(mailbox: str, number: int, *, relabelled: bool = False) -> dict[str, Any]:
     """One message as `format=metadata` gives it."""
     bits = mix(seed(mailbox), number)
     return {
         "id": f"m{number:08x}",
         "threadId": f"t{number // 3:08x}",
-        "labelIds": ["INBOX", "UNREAD"] if bits % 3 else ["SENT"],
+        "labelIds": ["STARRED"] if relabelled else ["INBOX", "UNREAD"] if bits % 3 else ["SENT"],
         "snippet": f"Snippet {number} &amp; “more”",
         "historyId": str(FIRST_HISTORY + number),
         "internalDate": str((LISTED_AT_S + number * 7200) * 1000 + bits % 1000),
@@ -74,9 +74,13 @@ def message(mailbox: str, number: int) -> dict[str, Any]:
     }
 
 
-def messages(mailbox: str, count: int = MESSAGES) -> list[dict[str, Any]]:
-    """Every message that can be had, oldest first."""
-    return [message(mailbox, number) for number in range(count) if number % VANISHED != VANISHED - 1]
+def messages(mailbox: str, count: int = MESSAGES, relabelled: int = 0) -> list[dict[str, Any]]:
+    """Every message that can be had, oldest first; the first so many got another label."""
+    return [
+        message(mailbox, number, relabelled=number < relabelled)
+        for number in range(count)
+        if number % VANISHED != VANISHED - 1
+    ]
 
 
 class Google(TokenApi):
@@ -248,14 +252,19 @@ class Gmail(Google):
 
     def reset(self) -> None:
         super().reset()
-        self.count, self.oldest = MESSAGES, FIRST_HISTORY
+        self.count, self.relabelled, self.oldest = MESSAGES, 0, FIRST_HISTORY
+        self.log = [_added(number) for number in range(MESSAGES)]
 
     def control(self, name: str, value: Any) -> None:
         match name:
             case "add":
+                self.log += [_added(number) for number in range(self.count, self.count + int(value))]
                 self.count += int(value)
+            case "relabel":  # the first so many messages
+                self.log += [_relabelled(number) for number in range(int(value))]
+                self.relabelled = max(self.relabelled, int(value))
             case "forget_history":
-                self.oldest = FIRST_HISTORY + self.count
+                self.oldest = FIRST_HISTORY + (len(self.log) if value else 0)
             case _:
                 super().control(name, value)
 
@@ -274,7 +283,7 @@ class Gmail(Google):
         if wanted is not None:
             return self._message(mailbox, wanted)
         if kind == "profile":
-            newest = str(FIRST_HISTORY + self.count)
+            newest = str(FIRST_HISTORY + len(self.log))
             return encode({"emailAddress": mailbox, "messagesTotal": self.count, "historyId": newest})
         return self._history(request.query) if kind == "history" else self._list(request.query)
 
@@ -284,7 +293,7 @@ class Gmail(Google):
         number = int(wanted[1:], 16)
         if number >= self.count or number % VANISHED == VANISHED - 1:
             return Answer(404, self.trouble(404))
-        return encode(message(mailbox, number))
+        return encode(message(mailbox, number, relabelled=number < self.relabelled))
 
     def _list(self, query: Mapping[str, str]) -> bytes:
         after = re.fullmatch(r"after:(\d+)", query.get("q", "after:0"))
@@ -304,20 +313,33 @@ class Gmail(Google):
         began = self.whole(query, "startHistoryId", 0)
         if began < self.oldest:
             return Answer(404, self.trouble(404))
-        start, count = 0, self.count
+        start, count = 0, len(self.log)
         if "pageToken" in query:
             kind, issued_for, count, start = self.unsealed(query, "pageToken", 4)
             if (kind, issued_for) != ("history", began):
                 raise self.wrong("pageToken")
-        added = [
-            {"id": str(FIRST_HISTORY + n + 1), "messages": [each], "messagesAdded": [{"message": each}]}
-            for n, each in enumerate(_ids(count))
+        entries = [
+            {"id": str(FIRST_HISTORY + n + 1), **entry}
+            for n, entry in enumerate(self.log[:count])
             if n >= began - FIRST_HISTORY
         ]
-        page, after = self.cut(added, query, start, ["history", began, count])
+        page, after = self.cut(entries, query, start, ["history", began, count])
         said = ({"history": page} if page else {}) | {"historyId": str(FIRST_HISTORY + count)}
         return encode(said | ({"nextPageToken": after} if after else {}))
 
 
+def _id(number: int) -> dict[str, str]:
+    return {"id": f"m{number:08x}", "threadId": f"t{number // 3:08x}"}
+
+
 def _ids(count: int) -> list[dict[str, str]]:
-    return [{"id": f"m{n:08x}", "threadId": f"t{n // 3:08x}"} for n in range(count)]
+    return [_id(number) for number in range(count)]
+
+
+def _added(number: int) -> dict[str, Any]:
+    return {"messages": [_id(number)], "messagesAdded": [{"message": _id(number)}]}
+
+
+def _relabelled(number: int) -> dict[str, Any]:
+    labels = {"message": _id(number), "labelIds": ["STARRED"]}
+    return {"messages": [_id(number)], "labelsAdded": [labels], "labelsRemoved": [labels]}
