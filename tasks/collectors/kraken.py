@@ -34,9 +34,9 @@ kraken = Api(
 
 
 def _bars(body: Any) -> Any:
-    """The rows of the one pair that was asked for."""
+    """The rows of the one pair that was asked for, but for the last: by Kraken's clock it is not over."""
     (name,) = body["result"].keys() - {"last"}
-    return body["result"][name]
+    return body["result"][name][:-1]
 
 
 @kraken.endpoint(

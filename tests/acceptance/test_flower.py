@@ -6,12 +6,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import requests
 import yaml
 
 from tasks.models import units
 from tasks.settings import Settings
 from tests.acceptance.conftest import SECRETS
+from tests.acceptance.dashboard import started
 from tests.acceptance.fleet import ROOT
 from tests.upstream import data
 from workers import health
@@ -25,64 +25,16 @@ ELSEWHERE = {
 COLUMNS = ["name", "kwargs", "state", "retries", "result", "received", "runtime", "worker", "uuid"]
 
 
-class Dashboard:
-    """Flower as somebody with a password sees it; without `auth` as anybody does."""
-
-    def __init__(self, url, auth):
-        self.url, self.auth = url, auth
-        self.session = requests.Session()
-        self.session.trust_env = False
-
-    def ask(self, path, method="GET", **options):
-        return self.session.request(
-            method, self.url + path, timeout=20, allow_redirects=False, **{"auth": self.auth} | options
-        )
-
-    def found(self, search):
-        """What the tasks page shows for this text in its search field."""
-        query = {
-            "draw": 1,
-            "start": 0,
-            "length": 1000,
-            "search[value]": search,
-            "order[0][column]": 0,
-            "columns[0][data]": "name",
-        }
-        answer = self.ask("/tasks/datatable", params=query).json()
-        assert "searchError" not in answer
-        return {row["uuid"]: row for row in answer["data"]}
-
-    def results(self, search):
-        """Of finished tasks, by unit."""
-        rows = self.found(f"{search} state:SUCCESS").values()
-        return {row["kwargs"]: row for row in rows}
-
-
 @pytest.fixture
 def dashboard(fleet):
     """Started by the command, where somebody has opened another Flower to the world."""
     fleet.env |= ELSEWHERE
-    said = fleet.log("flower")
-    said.unlink(missing_ok=True)
-    fleet.start("flower", "flower", "--port=0")
     try:
-        fleet.wait_for(lambda: "Flower: " in said.read_text(), "Flower to listen")
-        url, user, place = re.search(
-            r"Flower: (\S+), user (\S+), password in (\S+)", said.read_text()
-        ).groups()
-        assert Path(place).stat().st_mode & 0o777 == 0o600
-        kept_user, password = Path(place).read_text().strip().split(":")
-        assert kept_user == user
-        made = Dashboard(url, (user, password))
-        fleet.wait_for(
-            lambda: len(made.ask("/api/workers?refresh=1").json()) >= 2, "Flower to see the workers"
-        )
-        yield made
-        made.session.close()
+        with started(fleet) as made:
+            yield made
     finally:
         for name in ELSEWHERE:
             del fleet.env[name]
-        assert fleet.stop("flower") == {"flower": 0}
 
 
 def test_flower(fleet, dashboard, upstream, monkeypatch):
@@ -170,26 +122,9 @@ def no_secret_is_shown(fleet, dashboard, with_token):
     passwords = [urlsplit(fleet.env.get(name, "")).password for name in servers]
     secrets = [*SECRETS.values(), *filter(None, passwords), dashboard.auth[1]]
     assert all(len(secret) > 10 for secret in secrets)
-    names = dashboard.ask("/api/workers?refresh=1").json()
     tasks = [*list(dashboard.found("binance.klines"))[:3], *with_token]
-    paths = [
-        *(
-            "/",
-            "/workers",
-            "/workers?json=1",
-            "/tasks",
-            "/broker",
-            "/metrics",
-            "/nothing",
-            "/tasks/datatable",
-        ),
-        *("/api/workers", "/api/tasks", "/api/task/types", "/api/queues/length"),
-        *(f"/worker/{name}" for name in names),
-        *(f"/{kind}/{task}" for kind in ("task", "api/task/info", "api/task/result") for task in tasks),
-    ]
     broken = {}
-    for path in paths:
-        answer = dashboard.ask(path)
+    for path, answer in dashboard.pages(tasks):
         shown = answer.text + json.dumps(dict(answer.headers))
         assert not [secret for secret in secrets if secret in shown], path
         if answer.status_code >= 400:

@@ -1,8 +1,7 @@
 """The shipped collectors on real processes against the fake APIs: what is in the database is what was served."""
 
 import json
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
 
@@ -10,47 +9,13 @@ from tasks.data import asana_tasks, ohlcv
 from tasks.models import runs
 from tasks.outcomes import RunState
 from tests.upstream import data
+from tests.upstream.apis import asana, binance, coinbase
 
 MINUTE = timedelta(minutes=1)
 BARS_BACK = {"binance": 1000, "coinbase": 300}
 
 
-def ms(at):
-    return int(at.timestamp() * 1000)
-
-
-def binance_bars(symbol, start, end):
-    """What the fake Binance serves of a window, as we keep it."""
-    return [
-        {
-            "source": "binance",
-            "symbol": symbol,
-            "interval": "1m",
-            "open_time": datetime.fromtimestamp(row[0] / 1000, UTC),
-            **dict(zip(("open", "high", "low", "close", "volume"), map(Decimal, row[1:6]), strict=True)),
-            "trades": row[8],
-        }
-        for row in data.klines(symbol, ms(start), ms(end), 60_000)
-    ]
-
-
-def coinbase_bars(product, start, end):
-    """What the fake Coinbase serves of a window, as we keep it."""
-    names = ("low", "high", "open", "close", "volume")
-    return [
-        {
-            "source": "coinbase",
-            "symbol": product,
-            "interval": "1m",
-            "open_time": datetime.fromtimestamp(row[0], UTC),
-            **{name: Decimal(str(value)) for name, value in zip(names, row[1:], strict=True)},
-            "trades": None,
-        }
-        for row in reversed(data.candles(product, ms(start) // 1000, ms(end) // 1000, 60))
-    ]
-
-
-SERVED = {"binance": binance_bars, "coinbase": coinbase_bars}
+SERVED = {"binance": binance.expected, "coinbase": coinbase.expected}
 
 
 def kept_bars(fleet, source, symbols):
@@ -73,25 +38,11 @@ def assert_bars(fleet, source, made):
     assert kept_bars(fleet, source, windows) == served
 
 
-def kept_task(project, task):
-    """A task of the fake Asana, as we keep it; the original apart."""
-    return {
-        "gid": task["gid"],
-        "project": project,
-        "name": task["name"],
-        "completed": task["completed"],
-        "assignee": task["assignee"] and task["assignee"]["gid"],
-        "created_at": datetime.fromisoformat(task["created_at"]),
-        "modified_at": datetime.fromisoformat(task["modified_at"]),
-        "due_on": task["due_on"] and date.fromisoformat(task["due_on"]),
-    }
-
-
 def assert_tasks(fleet, projects, made):
     """Every task of every project; one that was edited while the runs went on may stand there as before or after."""
     moments = [
         {
-            (project, task["gid"]): (kept_task(project, task), task)
+            (project, task["gid"]): (asana.expected_task(project, task), task)
             for project in projects
             for task in data.tasks(project, at.timestamp())
         }
@@ -172,7 +123,7 @@ def test_ad_hoc_run(fleet):
 def test_backfill(fleet):
     """Three windows with odd ends join without a seam, and a part of it once more doubles nothing."""
     start, end = datetime(2024, 2, 20, 12, 0, 30, tzinfo=UTC), datetime(2024, 3, 7, 7, 7, tzinfo=UTC)
-    expected = binance_bars("XRPUSDT", start, end)
+    expected = binance.expected("XRPUSDT", start, end)
     for since, windows in (("2024-02-20T12:00:30", 3), ("2024-03-06T00:00", 1)):
         words = ("--start", since, "--end", "2024-03-07T07:07", "--symbols", "XRPUSDT")
         result = fleet.collect("backfill", "binance.klines", *words)

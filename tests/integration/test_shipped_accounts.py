@@ -2,7 +2,7 @@
 
 import json
 import time
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -88,21 +88,6 @@ def z(text):
     return datetime.fromisoformat(text)
 
 
-def a_post(row):
-    return {
-        "id": row["name"],
-        "subreddit": row["subreddit"],
-        "author": row["author"],
-        "title": row["title"],
-        "text": row["selftext"],
-        "url": row["url"],
-        "score": row["score"],
-        "comments": row["num_comments"],
-        "created_at": datetime.fromtimestamp(row["created_utc"], UTC),
-        "data": row,
-    }
-
-
 @on_both
 def test_reddit(account):
     """Every post of two subreddits with one token, texts as they were written; then those that came since."""
@@ -110,36 +95,10 @@ def test_reddit(account):
     for added in (0, 7):
         one.control(add=added)
         assert one.run("posts", names) == dict.fromkeys(names, "stored")
-        served = [a_post(row) for name in names for row in reddit.posts(name, added)]
+        served = [row for name in names for row in reddit.expected(name, added)]
         assert one.rows(reddit_posts) == sorted(served, key=lambda row: row["id"])
     assert any("<tags> &" in row["text"] for row in served)
     assert one.seen() == (0, {"200"}, 1)
-
-
-def a_device(row):
-    return {
-        "id": row["id"],
-        "serial": row["serialNumber"],
-        "type": row["deviceType"],
-        "model": row["model"],
-        "created_at": z(row["createdAt"]),
-        "updated_at": z(row["updatedAt"]),
-        "data": row,
-    }
-
-
-def a_subscription(row):
-    return {
-        "id": row["id"],
-        "key": row["key"],
-        "sku": row["sku"],
-        "quantity": int(row["quantity"]),
-        "available": int(row["availableQuantity"]),
-        "starts_at": z(row["startTime"]),
-        "ends_at": z(row["endTime"]),
-        "updated_at": z(row["updatedAt"]),
-        "data": row,
-    }
 
 
 @on_both
@@ -148,31 +107,14 @@ def test_greenlake(account):
     one, touched = account("greenlake"), {}
     for _ in range(2):
         assert one.run("devices") == one.run("subscriptions") == {"": "stored"}
-        assert one.rows(greenlake_devices) == [a_device(row) for row in greenlake.rows("devices", touched)]
-        subscriptions = greenlake.rows("subscriptions", {n: at for n, at in touched.items() if n < 3})
-        assert one.rows(greenlake_subscriptions)[:130] == [a_subscription(row) for row in subscriptions]
+        assert one.rows(greenlake_devices) == greenlake.expected_devices(touched)
+        subscriptions = greenlake.expected_subscriptions({n: at for n, at in touched.items() if n < 3})
+        assert one.rows(greenlake_subscriptions)[:130] == subscriptions
         one.control(touch={"count": 3, "at": AT})
         one.control(add={"count": 4, "at": AT})
         touched = dict.fromkeys([*range(3), *range(4321, 4325)], AT)
     assert len(one.rows(greenlake_subscriptions)) == 134
     assert one.seen() == (0, {"200"}, 1)
-
-
-def an_event(calendar, row):
-    start, end = row.get("start", {}), row.get("end", {})
-    return {
-        "calendar": calendar,
-        "id": row["id"],
-        "status": row["status"],
-        "summary": row.get("summary"),
-        "organizer": row["organizer"]["email"] if "organizer" in row else None,
-        "start_at": z(start["dateTime"]) if "dateTime" in start else None,
-        "end_at": z(end["dateTime"]) if "dateTime" in end else None,
-        "start_on": date.fromisoformat(start["date"]) if "date" in start else None,
-        "end_on": date.fromisoformat(end["date"]) if "date" in end else None,
-        "updated_at": z(row["updated"]) if "updated" in row else None,
-        "data": row,
-    }
 
 
 @on_both
@@ -182,11 +124,7 @@ def test_calendar(account):
     for version in (0, 20):
         one.control(change=version, expire_tokens=True)
         assert one.run("events", google.CALENDARS) == dict.fromkeys(google.CALENDARS, "stored")
-        served = [
-            an_event(calendar, row)
-            for calendar in google.CALENDARS
-            for row in google.events(calendar, version, deleted=True)
-        ]
+        served = [row for calendar in google.CALENDARS for row in google.expected_events(calendar, version)]
         assert one.rows(calendar_events) == served
     assert {row["status"] for row in served} == {"cancelled", "confirmed", "tentative"}
     assert one.seen() == (0, {"200", "401"}, 2)
@@ -202,29 +140,11 @@ def test_calendar_changes(account):
         assert one.run("events", google.CALENDARS) == dict.fromkeys(google.CALENDARS, "stored")
         calls.append(one.upstream.stats("calendar")["requests"] - before)
         assert one.rows(calendar_events) == [
-            an_event(calendar, row)
-            for calendar in google.CALENDARS
-            for row in google.events(calendar, version, deleted=True)
+            row for calendar in google.CALENDARS for row in google.expected_events(calendar, version)
         ]
     pages = calls[0] - 1  # the first call of all is for an access token
     assert calls == [1 + pages, 2, 2 + pages]
     assert one.seen()[1] == {"200", "410"}
-
-
-def a_message(row):
-    sender, subject = row["payload"]["headers"]
-    return {
-        "mailbox": "me",
-        "id": row["id"],
-        "thread": row["threadId"],
-        "received_at": datetime.fromtimestamp(int(row["internalDate"]) / 1000, UTC),
-        "sender": sender["value"],
-        "subject": subject["value"],
-        "snippet": row["snippet"],
-        "labels": row["labelIds"],
-        "size": row["sizeEstimate"],
-        "data": row,
-    }
 
 
 @on_both
@@ -239,32 +159,18 @@ def test_gmail(account):
         assert one.run("messages", ["me"])["me"] in {"stored", "empty"}
         calls.append(one.upstream.stats("gmail")["requests"] - before)
         labelled = max(relabelled, 10 if len(calls) > 1 else 0)
-        assert one.rows(gmail_messages) == [a_message(row) for row in google.messages("me", count, labelled)]
+        assert one.rows(gmail_messages) == google.expected_messages("me", count, labelled)
     pages, again = -(-google.MESSAGES // 40), -(-count // 40)
     # A token and the profile first; then two pages of history; then one; at last it is refused, and the profile.
     assert calls == [2 + pages + google.MESSAGES, 2 + 60, 1, 2 + again + count]
     assert one.seen() == (0, {"200", "404"}, 1)
 
 
-def an_account(row):
-    return {
-        "id": row["id"],
-        "name": row["Account_Name"],
-        "owner": row["Owner"]["id"],
-        "industry": row["Industry"],
-        "phone": row["Phone"],
-        "website": row["Website"],
-        "created_at": z(row["Created_Time"]),
-        "modified_at": z(row["Modified_Time"]),
-        "data": row,
-    }
-
-
 def zoho_runs(one, touched=()):
     """Runs it, compares what is kept with what is served; returns how many requests that took."""
     before = one.upstream.stats("zoho")
     outcome = one.run("accounts")[""]
-    assert one.rows(zoho_accounts) == [an_account(row) for row in zoho.accounts(dict.fromkeys(touched, AT))]
+    assert one.rows(zoho_accounts) == zoho.expected(dict.fromkeys(touched, AT))
     after = one.upstream.stats("zoho")
     return outcome, after["requests"] - before["requests"], after["mcp_calls"] - before["mcp_calls"]
 

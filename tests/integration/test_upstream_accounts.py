@@ -213,9 +213,9 @@ def test_zoho_by_both_ways(ask, upstream, http):
     """The same accounts by REST and by MCP; nothing is 204, nothing new 304."""
     one, found, token = ask("zoho"), [], {}
     one.login()
-    names = ",".join(zoho.account(0))
+    names, by_id = ",".join(zoho.account(0)), {"sort_by": "id", "sort_order": "asc"}
     while True:
-        body = one.get("crm/v8/Accounts", fields=names, per_page=200, **token).json()
+        body = one.get("crm/v8/Accounts", fields=names, per_page=200, **by_id, **token).json()
         found += body["data"]
         if not body["info"]["more_records"]:
             break
@@ -225,7 +225,7 @@ def test_zoho_by_both_ways(ask, upstream, http):
     since = {"If-Modified-Since": "2035-01-01T00:00:00+00:00"}
     assert one.get("crm/v8/Accounts", since, fields="id").status_code == 304
     assert one.get("crm/v8/Accounts").status_code == 400
-    arguments = {"module": "Accounts", "fields": names, "page": 3}
+    arguments = {"module": "Accounts", "fields": names, "page": 3, **by_id}
     call = {
         "jsonrpc": "2.0",
         "id": 5,

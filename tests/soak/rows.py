@@ -3,10 +3,11 @@
 from sqlalchemy import select
 
 from tasks.data import asana_tasks, ohlcv
-from tests.acceptance.test_shipped_collectors import SERVED, kept_task
 from tests.upstream import data
+from tests.upstream.apis import asana, binance, coinbase
 
 BAR = [column.name for column in ohlcv.c]
+SERVED = {"binance": binance.expected, "coinbase": coinbase.expected}
 TASK = [column.name for column in asana_tasks.c if column.name != "data"]
 
 
@@ -29,7 +30,7 @@ def tasks_of(projects, last):
     """Every task as it stood when the last run began and when it ended."""
     return [
         {
-            (project, task["gid"]): values(kept_task(project, task), TASK)
+            (project, task["gid"]): values(asana.expected_task(project, task), TASK)
             for project in projects
             for task in data.tasks(project, at.timestamp())
         }

@@ -124,19 +124,18 @@ BODIES = {
         [{"t": T0_S, "v": 87_648.2196}, {"t": T0_S + 86_400, "v": None}], "BTC", timedelta(days=9)
     ),
     "gmail.messages": Body(
-        [
-            {
-                "id": "m1",
-                "threadId": "t1",
-                "labelIds": ["INBOX"],
-                "snippet": "Tea?",
-                "internalDate": str(T0_S * 1000),
-                "sizeEstimate": 1234,
-                "payload": {
-                    "headers": [{"name": "From", "value": "Ada"}, {"name": "Subject", "value": "Tea"}]
-                },
-            }
-        ],
+        {  # a message, and what profile, list and history answer
+            "id": "m1",
+            "threadId": "t1",
+            "labelIds": ["INBOX"],
+            "snippet": "Tea?",
+            "internalDate": str(T0_S * 1000),
+            "sizeEstimate": 1234,
+            "payload": {"headers": [{"name": "From", "value": "Ada"}, {"name": "Subject", "value": "Tea"}]},
+            "messages": [{"id": "m1", "threadId": "t1"}],
+            "history": [{"id": "76", "messagesAdded": [{"message": {"id": "m1", "threadId": "t1"}}]}],
+            "historyId": "77",
+        },
         "me",
     ),
     "greenlake.devices": Body(
@@ -181,9 +180,9 @@ BODIES = {
             "result": {
                 "XXBTZUSD": [
                     [T0_S + 60 * n, "1.10", "1.30", "1.00", "1.20", "1.15", "7.50000000", 42]
-                    for n in range(3)
+                    for n in range(4)
                 ],
-                "last": T0_S + 60,
+                "last": T0_S + 120,
             },
         },
         "XBTUSD",

@@ -4,11 +4,42 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from tests.upstream.apis.base import Api, RejectedError, Request, encode
 from tests.upstream.data import PROJECTS, WORKSPACE, project, tasks
+
+
+def expected_projects() -> list[dict[str, Any]]:
+    """What has to be stored of the workspace's projects; the original apart."""
+    return [
+        {
+            "gid": row["gid"],
+            "workspace": WORKSPACE,
+            "name": row["name"],
+            "archived": row["archived"],
+            "owner": row["owner"] and row["owner"]["gid"],
+            "created_at": datetime.fromisoformat(row["created_at"]),
+            "modified_at": datetime.fromisoformat(row["modified_at"]),
+            "due_on": row["due_on"] and date.fromisoformat(row["due_on"]),
+        }
+        for row in (project(gid, WORKSPACE) for gid in PROJECTS)
+    ]
+
+
+def expected_task(of: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be stored of a task of a project; the original apart."""
+    return {
+        "gid": row["gid"],
+        "project": of,
+        "name": row["name"],
+        "completed": row["completed"],
+        "assignee": row["assignee"] and row["assignee"]["gid"],
+        "created_at": datetime.fromisoformat(row["created_at"]),
+        "modified_at": datetime.fromisoformat(row["modified_at"]),
+        "due_on": row["due_on"] and date.fromisoformat(row["due_on"]),
+    }
 
 
 class Asana(Api):

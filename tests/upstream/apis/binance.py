@@ -3,7 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
+from typing import Any
 
 from tests.upstream.apis.base import Answer, Api, Charge, RejectedError, Request, encode, retry_after
 from tests.upstream.data import LISTED_AT_S, kline, klines
@@ -18,6 +21,23 @@ STEPS_MS = {
     )
     for count in counts
 }
+
+
+def expected(symbol: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    """What has to be stored of the minutes of a window."""
+    names = ("open", "high", "low", "close", "volume")
+    begin, over = (int(at.timestamp() * 1000) for at in (start, end))
+    return [
+        {
+            "source": "binance",
+            "symbol": symbol,
+            "interval": "1m",
+            "open_time": datetime.fromtimestamp(row[0] / 1000, UTC),
+            **dict(zip(names, map(Decimal, row[1:6]), strict=True)),
+            "trades": row[8],
+        }
+        for row in klines(symbol, begin, over, 60_000)
+    ]
 
 
 @lru_cache(maxsize=512)

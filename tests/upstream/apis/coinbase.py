@@ -3,9 +3,27 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
 from tests.upstream.apis.base import Answer, Api, RejectedError, Request, encode
-from tests.upstream.data import candle
+from tests.upstream.data import candle, candles
+
+
+def expected(product: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    """What has to be stored of the minutes of a window."""
+    names = ("low", "high", "open", "close", "volume")
+    return [
+        {
+            "source": "coinbase",
+            "symbol": product,
+            "interval": "1m",
+            "open_time": datetime.fromtimestamp(row[0], UTC),
+            **{name: Decimal(str(value)) for name, value in zip(names, row[1:], strict=True)},
+            "trades": None,
+        }
+        for row in reversed(candles(product, int(start.timestamp()), int(end.timestamp()), 60))
+    ]
 
 
 class Coinbase(Api):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from tests.upstream.apis.assertions import AssertionTokens
@@ -80,6 +80,48 @@ def messages(mailbox: str, count: int = MESSAGES, relabelled: int = 0) -> list[d
         message(mailbox, number, relabelled=number < relabelled)
         for number in range(count)
         if number % VANISHED != VANISHED - 1
+    ]
+
+
+def expected_events(calendar: str, version: int = 0) -> list[dict[str, Any]]:
+    """What has to be stored of a calendar as of a version, in the order of the ids."""
+    return [
+        {
+            "calendar": calendar,
+            "id": row["id"],
+            "status": row["status"],
+            "summary": row.get("summary"),
+            "organizer": row["organizer"]["email"] if "organizer" in row else None,
+            **{f"{name}_at": _when(row, name, "dateTime", datetime) for name in ("start", "end")},
+            **{f"{name}_on": _when(row, name, "date", date) for name in ("start", "end")},
+            "updated_at": datetime.fromisoformat(row["updated"]) if "updated" in row else None,
+            "data": row,
+        }
+        for row in events(calendar, version, deleted=True)
+    ]
+
+
+def _when(row: Mapping[str, Any], name: str, kind: str, type_: type[date]) -> date | None:
+    text = row.get(name, {}).get(kind)
+    return None if text is None else type_.fromisoformat(text)
+
+
+def expected_messages(mailbox: str, count: int = MESSAGES, relabelled: int = 0) -> list[dict[str, Any]]:
+    """What has to be stored of a mailbox, in the order of the ids."""
+    return [
+        {
+            "mailbox": mailbox,
+            "id": row["id"],
+            "thread": row["threadId"],
+            "received_at": datetime.fromtimestamp(int(row["internalDate"]) / 1000, UTC),
+            "sender": row["payload"]["headers"][0]["value"],
+            "subject": row["payload"]["headers"][1]["value"],
+            "snippet": row["snippet"],
+            "labels": row["labelIds"],
+            "size": row["sizeEstimate"],
+            "data": row,
+        }
+        for row in messages(mailbox, count, relabelled)
     ]
 
 

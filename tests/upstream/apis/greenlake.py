@@ -65,6 +65,40 @@ def rows(kind: str, touched: Mapping[int, int] | None = None) -> list[dict[str, 
     return [found[number] for number in sorted(found)]
 
 
+def expected_devices(touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+    """What has to be stored of the devices, in the order of the ids."""
+    return [
+        {
+            "id": row["id"],
+            "serial": row["serialNumber"],
+            "type": row["deviceType"],
+            "model": row["model"],
+            "created_at": datetime.fromisoformat(row["createdAt"]),
+            "updated_at": datetime.fromisoformat(row["updatedAt"]),
+            "data": row,
+        }
+        for row in rows("devices", touched)
+    ]
+
+
+def expected_subscriptions(touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+    """What has to be stored of the subscriptions, in the order of the ids."""
+    return [
+        {
+            "id": row["id"],
+            "key": row["key"],
+            "sku": row["sku"],
+            "quantity": int(row["quantity"]),
+            "available": int(row["availableQuantity"]),
+            "starts_at": datetime.fromisoformat(row["startTime"]),
+            "ends_at": datetime.fromisoformat(row["endTime"]),
+            "updated_at": datetime.fromisoformat(row["updatedAt"]),
+            "data": row,
+        }
+        for row in rows("subscriptions", touched)
+    ]
+
+
 @cache
 def _untouched(kind: str) -> list[dict[str, Any]]:
     return [ROWS[kind](number) for number in range(COUNTS[kind])]

@@ -3,6 +3,7 @@
 import html
 import math
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from tests.upstream.apis.base import Answer, RejectedError, Request, encode
@@ -33,6 +34,25 @@ def post(subreddit: str, number: int) -> dict[str, Any]:
         "created": float(at + 28_800),
         "created_utc": float(at),
     }
+
+
+def expected(subreddit: str, added: int = 0) -> list[dict[str, Any]]:
+    """What has to be stored of a subreddit, in the order of the ids."""
+    return [
+        {
+            "id": row["name"],
+            "subreddit": subreddit,
+            "author": row["author"],
+            "title": row["title"],
+            "text": row["selftext"],
+            "url": row["url"],
+            "score": row["score"],
+            "comments": row["num_comments"],
+            "created_at": datetime.fromtimestamp(row["created_utc"], UTC),
+            "data": row,
+        }
+        for row in reversed(posts(subreddit, added))
+    ]
 
 
 class Reddit(TokenApi):

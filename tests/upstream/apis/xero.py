@@ -1,9 +1,11 @@
 """Xero: invoices and contacts of tenants, refresh tokens that serve once, and three limits at a time."""
 
+import json
 import re
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -72,6 +74,47 @@ def rows(kind: str, tenant: str, touched: Mapping[int, int] | None = None) -> li
     changed = {number: ROWS[kind](tenant, number, at) for number, at in (touched or {}).items()}
     found = dict(enumerate(_untouched(kind, tenant))) | changed
     return sorted(found.values(), key=lambda row: row[IDS[kind]])
+
+
+def expected_invoices(tenant: str) -> list[dict[str, Any]]:
+    """What has to be stored of a tenant's invoices, in the order of the ids."""
+    return [
+        {
+            "tenant": tenant,
+            "id": row["InvoiceID"],
+            "number": row["InvoiceNumber"],
+            "type": row["Type"],
+            "status": row["Status"],
+            "contact": row["Contact"]["ContactID"],
+            "invoiced_on": date.fromisoformat(row["DateString"][:10]),
+            "due_on": datetime.fromtimestamp(int(row["DueDate"][6:-7]) / 1000, UTC).date(),
+            "currency": row["CurrencyCode"],
+            # As JSON carries them.
+            "total": Decimal(json.dumps(row["Total"])),
+            "amount_due": Decimal(json.dumps(row["AmountDue"])),
+            "updated_at": datetime.fromtimestamp(updated_s(row), UTC),
+            "data": row,
+        }
+        for row in rows("Invoices", tenant)
+    ]
+
+
+def expected_contacts(tenant: str) -> list[dict[str, Any]]:
+    """What has to be stored of a tenant's contacts, in the order of the ids."""
+    return [
+        {
+            "tenant": tenant,
+            "id": row["ContactID"],
+            "name": row["Name"],
+            "status": row["ContactStatus"],
+            "email": row["EmailAddress"],
+            "is_customer": row["IsCustomer"],
+            "is_supplier": row["IsSupplier"],
+            "updated_at": datetime.fromtimestamp(updated_s(row), UTC),
+            "data": row,
+        }
+        for row in rows("Contacts", tenant)
+    ]
 
 
 @lru_cache(maxsize=8)

@@ -39,6 +39,24 @@ def accounts(touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
     return [account(number, (touched or {}).get(number)) for number in numbers]
 
 
+def expected(touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+    """What has to be stored of the accounts, in the order of the ids."""
+    return [
+        {
+            "id": row["id"],
+            "name": row["Account_Name"],
+            "owner": row["Owner"]["id"],
+            "industry": row["Industry"],
+            "phone": row["Phone"],
+            "website": row["Website"],
+            "created_at": datetime.fromisoformat(row["Created_Time"]),
+            "modified_at": datetime.fromisoformat(row["Modified_Time"]),
+            "data": row,
+        }
+        for row in accounts(touched)
+    ]
+
+
 class Zoho(TokenApi):
     """10 at once and 5,000 credits in 24 hours; 429 names no wait; nothing is 204.
 
