@@ -3,6 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CHARTS := .venv/.charts
 CCXT := .venv/ccxt/.installed
+ZOHO := .venv/zoho/.installed
 # When this was asked for: the demo counts the set-up too.
 SINCE := $(shell date +%s)
 
@@ -45,7 +46,12 @@ $(CCXT): $(STAMP) tests/ccxt.txt
 	@$(BIN)/pip install -qq --no-compile --no-deps --disable-pip-version-check --require-hashes --upgrade --target $(@D) -r tests/ccxt.txt
 	@touch $@
 
-test: lint $(CCXT)
+# Apart too: nothing but one way to one collector's rows needs it, and the rest is tested without.
+$(ZOHO): $(STAMP) tests/zoho.txt
+	@$(BIN)/pip install -qq --no-compile --no-deps --disable-pip-version-check --require-hashes --upgrade --target $(@D) -r tests/zoho.txt
+	@touch $@
+
+test: lint $(CCXT) $(ZOHO)
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not chaos'
 
 chaos: $(STAMP)

@@ -12,7 +12,7 @@ from celery import signals
 
 from resilience.errors import DatabaseError, StoreUnavailableError
 from resilience.limiter import DEFAULT_LEASE
-from tasks import heartbeat, schedules, units
+from tasks import heartbeat, schedules, scratch, units
 from tasks.collectors.registry import collectors
 from tasks.limits import guard
 from tasks.settings import get_settings
@@ -118,9 +118,10 @@ def child_starts(**_: Any) -> None:
 
 @signals.worker_process_shutdown.connect
 def child_stops(**_: Any) -> None:
-    """A child that ends by itself is not a lost one."""
+    """A child that ends by itself is not a lost one, and leaves no files behind."""
     if _heartbeat is not None:
         _heartbeat.stop()
+    scratch.remove()
 
 
 @signals.worker_ready.connect

@@ -57,6 +57,61 @@ def expected(touched: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
     ]
 
 
+# Of what data type each field of an account is; the last two point to other modules.
+FIELDS = {
+    "Owner": "ownerlookup",
+    "Account_Name": "text",
+    "Industry": "picklist",
+    "Phone": "phone",
+    "Website": "website",
+    "Annual_Revenue": "currency",
+    "Created_Time": "datetime",
+    "Modified_Time": "datetime",
+    "Parent_Account": "lookup",
+    "Vendor": "lookup",
+}
+POINTS_TO = {"Parent_Account": "Accounts", "Vendor": "Vendors"}
+
+
+def field(number: int) -> dict[str, Any]:
+    """What the metadata says of a field."""
+    name, data_type = list(FIELDS.items())[number]
+    custom, identity = name == "Vendor", 4_150_868_000_000_002_000 + number
+    found: dict[str, Any] = {
+        "id": str(identity),
+        "api_name": name,
+        "field_label": name.replace("_", " "),
+        "display_label": name.replace("_", " "),
+        "data_type": data_type,
+        "json_type": "jsonobject" if "lookup" in data_type else "string",
+        "length": 120,
+        "system_mandatory": name == "Account_Name",
+        "custom_field": custom,
+        "read_only": name.endswith("_Time"),
+        "visible": True,
+        "sequence_number": number + 1,
+        "unique": {},
+        "lookup": {},
+        "pick_list_values": [],
+        "decimal_place": 2 if data_type == "currency" else None,
+        "default_value": None,
+    }
+    if name in POINTS_TO:
+        module = {"api_name": POINTS_TO[name], "id": str(identity + 500)}
+        found["lookup"] = {"id": str(identity + 700), "api_name": name, "module": module}
+    if data_type == "picklist":
+        found["pick_list_values"] = [
+            {
+                "id": str(identity + 900 + n),
+                "display_value": value,
+                "actual_value": value,
+                "sequence_number": n + 1,
+            }
+            for n, value in enumerate(("-None-", "Utilities"))
+        ]
+    return found
+
+
 class Zoho(TokenApi):
     """10 at once and 5,000 credits in 24 hours; 429 names no wait; nothing is 204.
 
@@ -72,7 +127,7 @@ class Zoho(TokenApi):
 
     def reset(self) -> None:
         super().reset()
-        self.mcp, self.rest, self.mcp_calls = True, True, 0
+        self.mcp, self.rest, self.mcp_calls, self.fields_calls = True, True, 0, 0
         self.mcp_error = False
         self.touched: dict[int, int] = {}
 
@@ -95,7 +150,7 @@ class Zoho(TokenApi):
                 super().control(name, value)
 
     def report(self) -> dict[str, Any]:
-        return super().report() | {"mcp_calls": self.mcp_calls}
+        return super().report() | {"mcp_calls": self.mcp_calls, "fields_calls": self.fields_calls}
 
     def key(self, request: Request) -> str:
         return "mcp" if request.path == MCP_PATH else super().key(request)
@@ -116,6 +171,8 @@ class Zoho(TokenApi):
             return self._mcp(request, now)
         if not self.rest:
             return Answer(503, self.trouble(503))
+        if request.path == "crm/v8/settings/fields":
+            return self._fields(request.query)
         if request.path != "crm/v8/Accounts":
             return Answer(404, encode({"code": "INVALID_URL_PATTERN", "status": "error"}))
         fields = request.query.get("fields", "")
@@ -136,6 +193,17 @@ class Zoho(TokenApi):
                 return Answer(304, b"")
         page, info = self._page(self._sorted(found, request.query), request.query, now)
         return encode({"data": page, "info": info}) if page else Answer(204, b"")
+
+    def _fields(self, query: Mapping[str, str]) -> bytes | Answer:
+        """What fields a module has; there is one."""
+        self.fields_calls += 1
+        module = query.get("module", "")
+        if module != "Accounts":
+            code = "INVALID_MODULE" if module else "REQUIRED_PARAM_MISSING"
+            return Answer(
+                400, encode({"code": code, "details": {}, "message": code.lower(), "status": "error"})
+            )
+        return encode({"fields": [field(number) for number in range(len(FIELDS))]})
 
     def _sorted(self, found: list[dict[str, Any]], query: Mapping[str, str]) -> list[dict[str, Any]]:
         """By id or by a time; without a word the newest ids first."""
