@@ -24,6 +24,8 @@ gmail = Api(
     ],
 )
 
+NEWEST = ("/users/{symbol}/profile", "historyId")
+
 
 def listed(body: Any) -> list[Any]:
     """The messages of a page; an empty mailbox has no list."""
@@ -45,11 +47,7 @@ def changed(body: Any) -> list[Any]:
     rows=listed,
     detail=Detail("/users/{symbol}/messages/{id}", params={"format": "metadata"}),
     sync=Sync(
-        param="startHistoryId",
-        at="historyId",
-        start=("/users/{symbol}/profile", "historyId"),
-        path="/users/{symbol}/history",
-        rows=changed,
+        param="startHistoryId", at="historyId", start=NEWEST, path="/users/{symbol}/history", rows=changed
     ),
     table=gmail_messages,
     key=("mailbox", "id"),

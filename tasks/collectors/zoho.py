@@ -13,6 +13,7 @@ from resilience.errors import BadPayloadError, ServerError
 from resilience.headers import ZOHO_CREDITS
 from tasks.collectors import Api, Cursor, Fetched, Limit, OAuth2, Rule, Tier, Token, Unit, iso
 from tasks.collectors.values import Checkpoint
+from tasks.collectors.zoho_sdk import by_sdk
 from tasks.data import zoho_accounts
 
 FIELDS = "Account_Name,Owner,Industry,Phone,Website,Created_Time,Modified_Time"
@@ -59,6 +60,7 @@ def by_mcp(unit: Unit, checkpoint: Checkpoint, session: Any) -> Fetched:
     "/Accounts",
     tiers=[
         Tier("mcp", by_mcp, base_url="ZOHO_MCP_URL", limits=[Limit("60/1m", per="account")]),
+        Tier("sdk", by_sdk, needs="zohocrmsdk"),
         Tier("rest"),
     ],
     params={"fields": FIELDS, "sort_by": "id", "sort_order": "asc"},
