@@ -199,41 +199,67 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().partition("\n")[0]
 
 
-_turn = threading.Lock()
+class _Turn:
+    """Lets this process's writers take turns with one connection to SQLite, which has one writer at a time.
+
+    Who finds it taken by another process sleeps and looks again, up to 0.1 s later; threads that queue here
+    lose no time. The connection stays open: to take one from the pool costs as much as a statement, and one
+    that did not write last has to read from the file what it had in memory.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Lock()
+        self._kept: Connection | None = None
+        self._pool: Any = None  # where it is from; an engine that was disposed of has another one
+
+    @contextmanager
+    def begin(self, opened: Engine) -> Iterator[Connection]:
+        """One transaction, in turn. Raises DatabaseError for a turn that does not come within 15 s.
+
+        After an error the connection goes back to its pool, which makes it clean or gives it up.
+        """
+        if not self._free.acquire(timeout=_SQLITE_WAIT_S):
+            raise DatabaseError(f"the database was busy for {_SQLITE_WAIT_S} s")
+        try:
+            connection = self._take(opened)
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._kept = connection
+        finally:
+            self._free.release()
+
+    def _take(self, opened: Engine) -> Connection:
+        kept, self._kept = self._kept, None
+        if kept is not None and self._pool is opened.pool:
+            return kept
+        if kept is not None:
+            kept.close()
+        self._pool = opened.pool
+        return opened.connect()
+
+
+_turns = [_Turn()]  # the last one counts
 
 
 def _new_turn() -> None:
-    global _turn  # noqa: PLW0603 - held at a fork it would stay held in the child
-    _turn = threading.Lock()
+    # A lock that was held at the fork would stay held in the child. The connection behind it is the parent's
+    # and is neither used nor closed here, hence the list.
+    _turns.append(_Turn())
 
 
 os.register_at_fork(after_in_child=_new_turn)
 
 
 @contextmanager
-def _in_turn(opened: Engine) -> Iterator[None]:
-    """Wait for this process's other writers, in SQLite, which has one writer at a time.
-
-    Who finds it taken sleeps and looks again, up to 0.1 s later; threads that queue here lose no time.
-    Between processes SQLite's way remains.
-    """
-    if opened.dialect.name != "sqlite":
-        yield
-        return
-    turn = _turn
-    if not turn.acquire(timeout=_SQLITE_WAIT_S):
-        raise DatabaseError(f"the database was busy for {_SQLITE_WAIT_S} s")
-    try:
-        yield
-    finally:
-        turn.release()
-
-
-@contextmanager
 def writing() -> Iterator[Connection]:
     """One transaction. Raises DatabaseError when the database is away; nothing is kept then."""
     opened = engine()
-    with _in_turn(opened), _plain_errors(), opened.begin() as connection:
+    begun = _turns[-1].begin(opened) if opened.dialect.name == "sqlite" else opened.begin()
+    with _plain_errors(), begun as connection:
         yield connection
 
 

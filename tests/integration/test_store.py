@@ -440,9 +440,8 @@ def test_a_database_that_is_locked(installation):
     """A writer that has to wait too long gets DatabaseError and may come back; readers never wait."""
     is_sqlite = store.engine().dialect.name == "sqlite"
     run = add_unit()
-    with store.engine().connect() as connection:
+    with writing() as connection:  # the next one has the same connection
         connection.exec_driver_sql("PRAGMA busy_timeout=50" if is_sqlite else "SET lock_timeout='50ms'")
-        connection.commit()  # goes back to the pool like that
     other = store.open_engine(store.engine().url.render_as_string(hide_password=False))
     with other.connect() as holder:
         holder.execute(update(units).values(records=7))
@@ -486,10 +485,60 @@ def test_writers_of_one_process_take_turns(installation, monkeypatch):
     assert isinstance(take(run), Claim), "a turn ends with its transaction"
 
 
-def test_a_fork_does_not_inherit_a_turn():
-    """The thread that holds it does not live on in the child."""
-    with store._turn:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if store._turn.acquire(blocking=False) else 1)
-        assert os.waitpid(child, 0)[1] == 0
+def driver_of(connection):
+    return connection.connection.driver_connection
+
+
+def write_and_fail():
+    with writing() as connection:
+        connection.execute(update(units).values(records=7))
+        raise ZeroDivisionError
+
+
+def test_the_connection_of_writers_stays_open():
+    """In SQLite; after an error it is another one, or the same without what was written."""
+    if store.engine().dialect.name != "sqlite":
+        return
+    run = add_unit()
+    seen = []
+    for _ in range(3):
+        with writing() as connection:
+            seen.append(driver_of(connection))
+    assert len(set(map(id, seen))) == 1
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    with writing() as connection:
+        assert connection.execute(select(units.c.records)).scalar_one() == 0
+    store.engine().dispose()
+    with writing() as connection:
+        assert driver_of(connection) is not seen[0]
+    assert isinstance(take(run), Claim)
+
+
+def in_child(check):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if check() else 1
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_fork_inherits_neither_a_turn_nor_its_connection():
+    """The thread that holds it does not live on in the child, and the connection is the parent's."""
+    run = add_unit()
+    with writing() as connection:
+        mine = driver_of(connection)
+        assert in_child(lambda: store._turns[-1]._free.acquire(blocking=False))
+
+    def writes():
+        with writing() as connection:
+            connection.execute(update(units).values(records=7))
+            return driver_of(connection) is not mine
+
+    assert in_child(writes)
+    with writing() as connection:
+        assert connection.execute(select(units.c.records)).scalar_one() == 7
+    assert isinstance(take(run), Claim)
