@@ -105,14 +105,19 @@ def _converted(value: Any, convert: Convert | None) -> Any:
     return value if convert is None else convert(value)
 
 
-def _execute(connection: Connection, sql: str, parameters: Any) -> Any:
+def execute_each(connection: Connection, sql: str, parameters: Sequence[Any]) -> None:
+    """Execute the driver's SQL once for each of the parameters; raises as a Prepared does."""
+    _execute(connection, sql, parameters, by="executemany").close()
+
+
+def _execute(connection: Connection, sql: str, parameters: Any, *, by: str = "execute") -> Any:
     """Execute on a cursor of the driver, which the caller closes, in the transaction of the connection.
 
     What the driver raises comes as SQLAlchemy's own errors, with all that it does about a lost connection.
     """
     try:
         cursor = connection.connection.cursor()
-        cursor.execute(sql, parameters)
+        getattr(cursor, by)(sql, parameters)
     except connection.dialect.loaded_dbapi.Error as error:
         # There is no public way to the same; parameters are left out, since messages would show them.
         connection._handle_dbapi_exception(error, sql, None, None, None)  # noqa: SLF001

@@ -1,14 +1,16 @@
 """Writing many rows at once: one statement, values converted column by column.
 
-SQLite gets the driver's executemany. PostgreSQL gets one array for each column, which the server unnests: as
-fast as COPY into a temporary table and an upsert from there, without the table and in one round trip, which
-makes it good for a page of few rows too. SQLAlchemy builds the statements; only its work for each single row
-is left out. Tables with types or defaults that this module does not know go through it entirely.
+SQLite gets statements of up to 32 rows each: at every execution the driver lets other threads run, several
+times, and to come back costs more than the row. PostgreSQL gets one array for each column, which the server
+unnests: as fast as COPY into a temporary table and an upsert from there, without the table and in one round
+trip, which makes it good for a page of few rows too. SQLAlchemy builds the statements; only its work for each
+single row is left out. Tables with types or defaults that this module does not know go through it entirely.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
@@ -38,9 +40,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
-from tasks.prepared import Convert, bind_processor
+from tasks.prepared import Convert, bind_processor, execute_each
 
 Values = list[Any]
+
+_AT_ONCE = (32, 8, 1)  # rows of a statement; of few sizes, for each is prepared once for a connection
+_MARKS_MAX = 999  # what the oldest SQLite allows in a statement
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -70,9 +75,14 @@ def _write(connection: Connection, table: Table, columns: Mapping[str, Values], 
         rows = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         connection.execute(_values_statement(dialect, table, names, changing=changing), rows)
     elif dialect.name == "sqlite":
-        sql, converts = _marks_form(dialect, table, names, changing=changing)
-        bound = map(_converted, columns.values(), converts)
-        connection.exec_driver_sql(sql, list(zip(*bound, strict=True)))
+        forms, converts = _marks_forms(dialect, table, names, changing=changing)
+        bound = list(zip(*map(_converted, columns.values(), converts), strict=True))
+        for size, sql in forms:
+            whole = len(bound) - len(bound) % size
+            parts = [tuple(chain.from_iterable(bound[n : n + size])) for n in range(0, whole, size)]
+            bound = bound[whole:]
+            if parts:
+                execute_each(connection, sql, parts)
     else:
         same = frozenset(name for name, values in columns.items() if _is_same(values))
         statement, elements = _arrays_form(dialect, table, names, same, changing=changing)
@@ -104,13 +114,24 @@ def _converted(values: Values, convert: Convert | None) -> Values:
 
 
 @lru_cache(maxsize=256)
-def _marks_form(
+def _marks_forms(
     dialect: Dialect, table: Table, names: tuple[str, ...], *, changing: bool
-) -> tuple[str, list[Convert | None]]:
-    """SQL with a mark for each column, in their order, and what turns their values into the driver's."""
+) -> tuple[list[tuple[int, str]], list[Convert | None]]:
+    """SQL for so many rows at once, most first, with a mark for each value, columns in their order.
+
+    Also, for each column, what turns its values into the driver's.
+    """
     compiled = _values_statement(dialect, table, names, changing=changing).compile(dialect=dialect)
     assert compiled.positiontup == list(names), "columns have to come in the table's order"
-    return str(compiled), [bind_processor(table.c[name].type, dialect) for name in names]
+    marks = f"({', '.join('?' * len(names))})"
+    before, found, after = str(compiled).partition(f"VALUES {marks}")
+    assert found, "a mark for each column"
+    forms = [
+        (size, f"{before}VALUES {', '.join([marks] * size)}{after}")
+        for size in _AT_ONCE
+        if size == 1 or size * len(names) <= _MARKS_MAX
+    ]
+    return forms, [bind_processor(table.c[name].type, dialect) for name in names]
 
 
 @lru_cache(maxsize=256)

@@ -209,7 +209,8 @@ def _page(
     A page that is broken for the most part is no page with broken rows, but a service that is broken. Of a
     page whose rows come one by one so many were `bad` before, `of` so many; the `last` one decides.
     """
-    rows = endpoint.shape.sort_out(found, lambda raw: _row(endpoint, raw, unit))
+    kinds = datetime if endpoint.timed else datetime | str
+    rows = endpoint.shape.sort_out(found, lambda raw: _row(endpoint, raw, unit, kinds))
     count, bad = len(found) if of is None else of, bad + rows.bad_rows
     if last and 2 * bad > count:
         many = f"{bad} of {count} rows are broken, the first by " if count > 1 else ""
@@ -218,17 +219,19 @@ def _page(
         raise error
     inside = _inside(endpoint, rows.good, unit, answer)
     highest = None
-    if endpoint.cursor is not None:
-        highest = max((to_cursor(row[endpoint.cursor.field]) for row, _ in inside), default=None)
+    if endpoint.cursor is not None and inside:
+        values = [row[endpoint.cursor.field] for row, _ in inside]
+        aware = endpoint.timed and not endpoint.generic  # of a table: all of them times with a zone
+        highest = to_cursor(max(values)) if aware else max(map(to_cursor, values))
     return Page([kept for _, kept in inside], None, highest, rows.bad, rows.bad_rows, found[:SAMPLE])
 
 
-def _row(endpoint: "Endpoint", raw: Any, unit: Unit) -> Both:
-    """A checked row, and what is stored of it."""
+def _row(endpoint: "Endpoint", raw: Any, unit: Unit, kinds: Any) -> Both:
+    """A checked row, its cursor one of `kinds`, and what is stored of it."""
     row = endpoint.shape.checked(endpoint.parse(raw, unit))
     if endpoint.cursor is not None:
         name = endpoint.cursor.field
-        if not isinstance(row.get(name), datetime if endpoint.timed else datetime | str):
+        if not isinstance(row.get(name), kinds):
             raise TypeError(f"{name} is {type(row.get(name)).__name__}, which is no cursor")
     return row, _record(endpoint, row, unit) if endpoint.generic else row
 
