@@ -1,9 +1,15 @@
-"""How many heaps glibc keeps for the threads of a worker."""
+"""What a worker holds beyond what it needs: heaps for its threads, and what units that are tried again leave."""
 
+import gc
 import subprocess
 import sys
+from types import FrameType
 
 import pytest
+
+from .conftest import connect
+
+DATABASES = ("sqlite",)
 
 COUNT = """
 import ctypes, sys, threading
@@ -42,3 +48,32 @@ def heaps(how):
 def test_threads_of_a_worker_share_one_heap():
     assert heaps("shared") == 1
     assert heaps("as it comes") > 1  # or the test sees nothing
+
+
+def left_behind(fleet):
+    """What a delivery leaves to the garbage collector: objects in cycles."""
+    fleet.run("binance.klines", ["BTCUSDT"])
+    message = fleet.inbox.take("collect.binance")
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        state, _ = fleet.inbox.run(message)
+        gc.collect()
+        return state, gc.garbage[:]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def test_a_unit_that_is_tried_again_leaves_no_frames_behind(fleet):
+    """With what stands in them, and the copy of their code that Celery makes, they were half a megabyte."""
+    fleet.configure(PENSTOCK_COLLECTORS="binance")
+    connect(fleet.inbox.app)
+    left_behind(fleet)  # fills caches
+    fleet.upstream.control("binance", fail_next=1)
+    state, garbage = left_behind(fleet)
+    assert state == "RETRY"
+    assert not [each for each in garbage if isinstance(each, FrameType)]
+    assert len(garbage) < 1000
