@@ -16,6 +16,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Self
 
 from resilience.errors import (
@@ -79,6 +81,7 @@ _ROUTES_KEPT = 4096
 # Looking a member up in its enum is slow in Python 3.11.
 _LIVE = Lane.LIVE
 _PACING = frozenset({Kind.THROTTLED, Kind.BANNED})
+_SPEC = attrgetter("spec")
 _WANTED = (
     Unrestored,
     Unwritten,
@@ -103,11 +106,12 @@ class Ask:
     banned: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Lease:
     """A call that may start. It goes back by `settle`, or by `release` where nothing was sent.
 
-    Held by a process that died, its permits and seats come back by themselves when their time is over.
+    Held by a process that died, its permits and seats come back by themselves when their time is over. It is
+    not frozen, for one is made for every call and that takes longer than to fill it; nobody is to change one.
     """
 
     ask: Ask
@@ -129,7 +133,7 @@ class Lease:
         return _moment(self.grant.started_us)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Go:
     """The call may start now."""
 
@@ -244,6 +248,22 @@ class CircuitView:
     reading: Reading = field(default_factory=lambda: Reading(CircuitState.CLOSED), repr=False)
 
 
+class _Ids:
+    """What the store knows calls by: a text of this process alone, and a number. They cost no system call."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Be another process from now on."""
+        self.new = map(f"{os.urandom(8).hex()}%06x".__mod__, count())
+
+
+_ids = _Ids()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.begin)
+
+
 class Guard:
     """Asks the store, and tells the breakers' listeners what became of it. Threads and forks may share it.
 
@@ -263,7 +283,10 @@ class Guard:
         place is kept for one that would have to wait longer than its patience.
         """
         request = self._request(ask, ticket, patience_s)
-        return self._verdict(ask, request, self.store.admit(request))
+        answer = self.store.admit(request)
+        if isinstance(answer, Grant) and not answer.changes:  # as nearly always
+            return Go(Lease(ask, answer))
+        return self._verdict(ask, request, answer)
 
     def settle(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
         """Report how the call ended, and give back what it held. Returns the transitions that this caused."""
@@ -330,7 +353,10 @@ class Guard:
             self.store.allot(wanted.budget, wanted.begin_us, granted)
 
     def _heard(self, lease: Lease, result: CallResult, settled: Settled) -> tuple[Transition, ...]:
-        self._tell_result(lease.ask, result)
+        for breaker in lease.ask.circuits:
+            breaker.notify_result(result.kind, result.cause)
+        if not settled.changes and not settled.bans:
+            return ()
         for ban in settled.bans:
             log.warning("%s: banned (%s) until %s", lease.ask.api, ban.sharer, _moment(ban.until_us))
             if self.ledger is not None:
@@ -341,8 +367,8 @@ class Guard:
         specs = (
             ask.api,
             ask.gate,
-            *[breaker.spec for breaker in ask.circuits],
-            *[limiter.spec for limiter in ask.limits],
+            *map(_SPEC, ask.circuits),
+            *map(_SPEC, ask.limits),
             *ask.banned,
         )
         route = self._routes.get(specs) or self._lay(ask, specs)
@@ -350,7 +376,7 @@ class Guard:
             _check_weight(route, ask.weight)
         return Request(
             route,
-            os.urandom(9).hex(),
+            next(_ids.new),
             ask.weight,
             ask.lane is _LIVE,
             ticket,
@@ -386,11 +412,6 @@ class Guard:
             breaker.notify_transition(transition)
         return tuple(transition for _, transition in transitions)
 
-    @staticmethod
-    def _tell_result(ask: Ask, result: CallResult) -> None:
-        for breaker in ask.circuits:
-            breaker.notify_result(result.kind, result.cause)
-
 
 def unheard(error: StoreUnavailableError) -> None:
     """Say that the store did not hear how a call went."""
@@ -418,16 +439,16 @@ def _report(lease: Lease, result: CallResult) -> Report:
     return Report(
         lease.grant,
         result.kind,
-        _wait_us(retry_after_s),
+        None if retry_after_s is None else _wait_us(retry_after_s),
         tuple(_told(quotas)) if quotas else (),
         round(result.latency_s * 1e6),
         result.scope,
     )
 
 
-def _wait_us(seconds: float | None) -> int | None:
+def _wait_us(seconds: float) -> int | None:
     """A wait that the server named, by which nobody may be stopped for ever."""
-    if seconds is None or not math.isfinite(seconds):
+    if not math.isfinite(seconds):
         return None
     return round(min(max(seconds, 0.0), LONGEST_WAIT_S) * 1e6)
 

@@ -17,6 +17,7 @@ from resilience.store import keys
 
 if TYPE_CHECKING:
     from resilience.store.asynchronous import AsyncStore
+    from resilience.store.wire import Wire
 
 DAY_US = 86_400_000_000
 FOREVER_US = 10_000 * DAY_US
@@ -277,6 +278,13 @@ class Route:
     def gate_keys(self) -> tuple[str, ...]:
         """Where these gates are kept."""
         return tuple(keys.gate(self.api, sharer) for sharer in self.gates)
+
+    @cached_property
+    def wire(self) -> "Wire":
+        """How calls of this route are asked of Redis."""
+        from resilience.store.wire import Wire  # noqa: PLC0415 - what is kept in memory needs none
+
+        return Wire(self)
 
 
 @dataclass(slots=True)

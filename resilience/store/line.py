@@ -34,12 +34,14 @@ class Line:
     def ask(self, command: bytes) -> Any:
         """The reply to a command. An error reply is returned, not raised."""
         reader, connection = self._reader, self._socket
+        reply: Any = False  # as long as the reader has not all of one
         try:
             connection.sendall(command)
-            while (reply := reader.gets()) is False:
+            while reply is False:
                 if not (data := connection.recv(_AT_ONCE)):
                     raise RedisConnectionError("Redis has closed the connection")
                 reader.feed(data)
+                reply = reader.gets()
         except (TimeoutError, BlockingIOError) as error:
             raise RedisTimeoutError("Redis did not answer in time") from error
         except OSError as error:
@@ -49,7 +51,9 @@ class Line:
     def ask_all(self, commands: Sequence[bytes]) -> list[Any]:
         """The replies to several commands that are sent as one message."""
         replies = [self.ask(b"".join(commands))]
-        replies += [self.ask(b"") for _ in commands[1:]]
+        while len(replies) < len(commands):
+            reply = self._reader.gets()
+            replies.append(self.ask(b"") if reply is False else reply)
         return replies
 
     def close(self) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import hiredis
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from resilience.errors import StoreUnavailableError
@@ -40,7 +39,6 @@ from resilience.store import (
     Report,
     Request,
     RetrySpec,
-    Route,
     SeatSpec,
     Settled,
     WindowSpec,
@@ -50,15 +48,24 @@ from resilience.store import (
     wire,
 )
 from resilience.store.line import Line
-from resilience.store.memory import wall_clock_us
 from resilience.store.scripts import Script, bulk, numbers
-from resilience.store.wire import DAY_MS, Wire, flat, moment, move_keys, policy, ttl_ms, window_terms
+from resilience.store.wire import DAY_MS, Asker, flat, move_keys, policy, ttl_ms, window_terms
 
 if TYPE_CHECKING:
     from resilience.store.redis_async import AsyncRedisStore
 
 _NOTHING_SETTLED = Settled()
-_BY_REDIS = moment(0)
+_stores: "WeakSet[RedisStore]" = WeakSet()
+
+
+def _begin_in_child() -> None:
+    for store in list(_stores):
+        store._begin()  # noqa: SLF001
+
+
+# To ask for the pid with every command would be one more call to the kernel.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class RedisStore:
@@ -92,32 +99,33 @@ class RedisStore:
         self._recall = recall
         self._named = actor
         self._idle: deque[Line] = deque()
-        self._wires: WeakKeyDictionary[Route, Wire] = WeakKeyDictionary()
         self._begin()
+        _stores.add(self)
 
     def _begin(self) -> None:
         """In this process: connections and name are its own."""
-        self._pid, self._idle = os.getpid(), deque()
+        self._idle = deque()
         self._actor = self._named or this_process()
-        self._packed_actor = bulk(self._actor.encode())
+        self._asker = Asker(bulk(self._actor.encode()), self._recall is not None, self._now_us)
 
     def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
-        found = self._wire(request.route)
-        reply = self._run(scripts.ADMIT, self._admit_command(found, request))
+        found = request.route.wire
+        reply = self._run(scripts.ADMIT, found.admit(request, self._asker))
         return found.granted(request, reply) if isinstance(reply, bytes) else self._answer(request, reply)
 
     def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
-        return self._settled(report, self._run(scripts.SETTLE, self._settle_command(report)))
+        command = report.grant.request.route.wire.settle(report, self._asker)
+        reply = self._run(scripts.SETTLE, command)
+        return _NOTHING_SETTLED if reply == 0 else self._settled(report, reply)
 
     def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
-        found = self._wire(request.route)
-        command = self._settle_and_admit_command(found, report, request)
+        command = report.grant.request.route.wire.settle_and_admit(report, request, self._asker)
         reply = self._run(scripts.SETTLE_AND_ADMIT, command)
         if isinstance(reply, bytes):
-            return _NOTHING_SETTLED, found.granted(request, reply)
+            return _NOTHING_SETTLED, request.route.wire.granted(request, reply)
         settled, admitted = reply
         return self._settled(report, settled), self._answer(request, admitted)
 
@@ -214,7 +222,7 @@ class RedisStore:
 
     def allot(self, budget: WindowSpec, begin_us: int, amount: int) -> None:
         """See `Store.allot`."""
-        terms = (*window_terms(budget, 0, self._about_us()), begin_us, amount)
+        terms = (*window_terms(budget, 0, self._asker.about_us()), begin_us, amount)
         self._run(scripts.ALLOT, self._call(scripts.ALLOT, (budget.key,), terms))
 
     def repay(
@@ -235,7 +243,7 @@ class RedisStore:
             terms = flat(
                 (hold_us, 8 * DAY_MS, in_flight),
                 flat((len(rates),), *spent),
-                flat((len(windows),), *(window_terms(spec, 0, self._about_us()) for spec in windows)),
+                flat((len(windows),), *(window_terms(spec, 0, self._asker.about_us()) for spec in windows)),
                 flat((len(shut),), *((each.for_us, each.banned_for_us, each.bans) for each in shut)),
             )
             self._run(scripts.REPAY, self._call(scripts.REPAY, names, terms))
@@ -257,34 +265,6 @@ class RedisStore:
         while self._idle:
             self._idle.pop().close()
 
-    def _about_us(self) -> int:
-        """The time by our own clock; it only has to tell yesterday from tomorrow."""
-        return wall_clock_us() if self._now_us is None else self._now_us()
-
-    def _when(self) -> bytes:
-        return _BY_REDIS if self._now_us is None else moment(self._now_us())
-
-    def _wire(self, route: Route) -> Wire:
-        found = self._wires.get(route)
-        if found is None:
-            recalls = self._recall is not None
-            found = self._wires[route] = Wire(route, recalls=recalls, about_us=self._about_us)
-        return found
-
-    def _admit_command(self, found: Wire, request: Request) -> bytes:
-        self._notice_fork()
-        return found.admit(request, self._when(), self._packed_actor)
-
-    def _settle_command(self, report: Report) -> bytes:
-        self._notice_fork()
-        return self._wire(report.grant.request.route).settle(report, self._when(), self._packed_actor)
-
-    def _settle_and_admit_command(self, after: Wire, report: Report, request: Request) -> bytes:
-        self._notice_fork()
-        route = report.grant.request.route
-        before = after if route is request.route else self._wire(route)
-        return before.settle_and_admit(report, after, request, self._when(), self._packed_actor)
-
     def _release_command(self, grant: Grant) -> bytes:
         return self._call(scripts.RELEASE, *wire.released(grant), grant.request.id)
 
@@ -300,12 +280,24 @@ class RedisStore:
         actor: str | None = None,
     ) -> bytes:
         """A command that is not asked for with every call."""
-        self._notice_fork()
-        who, figures = (actor or self._actor).encode(), self._when() + numbers(terms)
+        who, figures = (actor or self._actor).encode(), self._asker.when() + numbers(terms)
         return script.command(names, who, figures, *[text.encode() for text in texts])
 
     def _run(self, script: Script, command: bytes) -> Any:
-        reply = self._heal(self._ask, command)
+        """The reply to a script; without `_heal` and `_ask` as long as nothing is wrong."""
+        try:
+            line = self._idle.pop()
+        except IndexError:
+            reply = self._heal(self._ask, command)
+        else:
+            try:
+                reply = line.ask(command)
+            except RedisError as error:
+                reply = self._ask_again(self._ask, command, error)
+            else:
+                self._idle.append(line)
+        if not isinstance(reply, RedisError):
+            return reply
         if isinstance(reply, NoScriptError):
             reply = self._heal(self._ask, script.whole(command))
         return _said(reply)
@@ -321,22 +313,25 @@ class RedisStore:
         return [_said(reply) for reply in replies]
 
     def _command(self, words: tuple[str | float, ...]) -> Any:
-        self._notice_fork()
         # hiredis' stub speaks of tuples of one.
         return _said(self._heal(self._ask, hiredis.pack_command(words)))  # type: ignore[arg-type]
 
     def _heal(self, ask: Callable[[Line, Any], Any], command: Any) -> Any:
         try:
-            try:
-                return ask(self._line(), command)
-            except RedisTimeoutError:
-                raise
-            except RedisConnectionError:
-                # Idle connections die with the server that held them; a new one tells whether it is back.
-                self.close()
-                return ask(self._open(), command)
+            return ask(self._line(), command)
         except RedisError as error:
+            return self._ask_again(ask, command, error)
+
+    def _ask_again(self, ask: Callable[[Line, Any], Any], command: Any, error: RedisError) -> Any:
+        """The reply over a new connection, if it was the old one that failed."""
+        if not isinstance(error, RedisConnectionError):
             raise _away(error) from error
+        # Idle connections die with the server that held them; a new one tells whether it is back.
+        self.close()
+        try:
+            return ask(self._open(), command)
+        except RedisError as still:
+            raise _away(still) from still
 
     def _line(self) -> Line:
         try:
@@ -346,10 +341,6 @@ class RedisStore:
 
     def _open(self) -> Line:
         return Line.open(self._pool, self._timeout_s)
-
-    def _notice_fork(self) -> None:
-        if self._pid != os.getpid():
-            self._begin()
 
     def _ask(self, line: Line, command: bytes) -> Any:
         reply = line.ask(command)
@@ -371,7 +362,7 @@ class RedisStore:
         return Settled(wire.changes_of(self._actor, now, listed), made)
 
     def _answer(self, request: Request, reply: Any) -> Answer:
-        found = self._wire(request.route)
+        found = request.route.wire
         if isinstance(reply, bytes):
             return found.granted(request, reply)
         if reply[0] != scripts.LOST:

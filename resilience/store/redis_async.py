@@ -55,21 +55,22 @@ class AsyncRedisStore:
 
     async def admit(self, request: Request) -> Answer:
         """See `Store.admit`."""
-        found = self.store._wire(request.route)
-        reply = await self._run(scripts.ADMIT, self.store._admit_command(found, request))
+        found = request.route.wire
+        reply = await self._run(scripts.ADMIT, found.admit(request, self.store._asker))
         if isinstance(reply, bytes):
             return found.granted(request, reply)
         return await self._answer(request, reply)
 
     async def settle(self, report: Report) -> Settled:
         """See `Store.settle`."""
-        reply = await self._run(scripts.SETTLE, self.store._settle_command(report))
+        command = report.grant.request.route.wire.settle(report, self.store._asker)
+        reply = await self._run(scripts.SETTLE, command)
         return self.store._settled(report, reply)
 
     async def settle_and_admit(self, report: Report, request: Request) -> tuple[Settled, Answer]:
         """See `Store.settle_and_admit`."""
-        found = self.store._wire(request.route)
-        command = self.store._settle_and_admit_command(found, report, request)
+        found = request.route.wire
+        command = report.grant.request.route.wire.settle_and_admit(report, request, self.store._asker)
         reply = await self._run(scripts.SETTLE_AND_ADMIT, command)
         if isinstance(reply, bytes):
             return self.store._settled(report, 0), found.granted(request, reply)

@@ -3,8 +3,9 @@
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from weakref import ref
 
 from resilience.store import (
@@ -34,9 +35,9 @@ from resilience.store import (
     keys,
 )
 from resilience.store.bucket import Bucket, Pace, cost_of, spread_of, used_up_in
-from resilience.store.circuit import is_slow
 from resilience.store.gate import Gate
 from resilience.store.layout import BUCKET, GATE, WINDOW
+from resilience.store.memory import wall_clock_us
 from resilience.store.reading import reading_of
 from resilience.store.scripts import (
     ADMIT,
@@ -54,7 +55,7 @@ from resilience.store.scripts import (
 from resilience.store.window import Window
 
 DAY_MS = DAY_US // 1000
-_WEIGHTS_KEPT = 64
+_KEPT = 64
 # Looking them up is slow in Python 3.11.
 _SUCCESS, _BANNED, _THROTTLED = Kind.SUCCESS, Kind.BANNED, Kind.THROTTLED
 _ASKED = struct.Struct("<dd")
@@ -64,6 +65,8 @@ _NOTHING_TOLD = numbers((0, 0))
 _NO_WINDOWS = numbers((0,))
 
 Numbers = tuple[float, ...]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def flat(*values: Iterable[float]) -> Numbers:
@@ -76,17 +79,48 @@ def moment(now_us: int) -> bytes:
     return _MOMENT.pack(now_us)
 
 
+_BY_REDIS = moment(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asker:
+    """Who asks: the name, packed by `bulk`, and where the time comes from if not from Redis.
+
+    With `recalls` a circuit of which nothing is known is recalled before anything else.
+    """
+
+    name: bytes
+    recalls: bool = False
+    now_us: Callable[[], int] | None = None
+
+    def when(self) -> bytes:
+        """What the numbers of a script begin with."""
+        return _BY_REDIS if self.now_us is None else moment(self.now_us())
+
+    def about_us(self) -> int:
+        """The time by our own clock; it only has to tell yesterday from tomorrow."""
+        return wall_clock_us() if self.now_us is None else self.now_us()
+
+
+class Asked(NamedTuple):
+    """The command by which a call wants to start: what stands before the last part of its ticket's name, and
+    between that and its id; and the numbers, which are the end of the latter.
+    """
+
+    head: bytes
+    middle: bytes
+    figures: bytes
+
+
 class Wire:
     """The commands of a route: what of them never changes is packed once.
 
-    With `recalls` a circuit of which nothing is known is recalled before anything else. `about_us` is the
-    time by our own clock; it only has to tell yesterday from tomorrow. A command says `when`, packed by
-    `moment`, and who asks, packed by `bulk`.
+    What happens for every call stands in few functions: where many processes share the caches of a core, each
+    that is entered costs more than what it does.
     """
 
-    def __init__(self, route: Route, *, recalls: bool, about_us: Callable[[], int]) -> None:
-        self._route = ref(route)  # the store keeps this as long as the route lives, which it must not prolong
-        self._recalls, self._about_us = 8 * recalls, about_us
+    def __init__(self, route: Route) -> None:
+        self._route = ref(route)  # the route keeps this, and is not to wait for the garbage collector
         self._circuits, self._has_windows = len(route.circuits), bool(route.windows)
         circuits, events = circuit_keys(route.circuits), keys.events(route.api)
         seats, windows = [spec.key for spec in route.seats], [spec.key for spec in route.windows]
@@ -95,12 +129,13 @@ class Wire:
 
         once = (events, keys.since(route.api), keys.restored(route.api))
         asked = Names.of((*once, *circuits, *route.gate_keys, *seats, *windows, *buckets))
-        self.asked = Names(asked.number + 1, asked.packed)  # the ticket, which is new every time, is the last
-        self._ticket = keys.ticket(route.api, "").encode()
-        self._asked_head = ADMIT.head(self.asked, texts=1)
+        self.names = Names(asked.number + 1, asked.packed)  # the ticket, which is new every time, is the last
+        self.ticket = keys.ticket(route.api, "").encode()
+        self._asked_head = ADMIT.head(self.names, texts=1)
         lent = flat(*((spec.seats, spec.lease_us) for spec in route.seats))
         known = _since_ttl(route), len(route.circuits), *policies
         self._terms = numbers((*known, len(route.gates), len(seats), *lent))
+        self._asked: dict[tuple[object, ...], Asked] = {}
         self._rates: dict[float, bytes] = {}
         eras, costs, periods = len(route.circuits), len(buckets), len(windows)
         self._granted = struct.Struct(f"<{1 + eras + costs + periods + 2 * costs}q")
@@ -112,8 +147,9 @@ class Wire:
         self._learned_of_429 = Names.of((events, *circuits, *heard, *seats, *buckets))
         self._learned_of_ban = Names.of((events, *circuits, *route.gate_keys, *seats, *buckets))
         self._learned_head = SETTLE.head(self._learned, texts=1)
-        self._page_head = SETTLE_AND_ADMIT.head(self._learned, self.asked, texts=2)
-        self._ended = struct.Struct(f"<{5 + len(route.circuits)}d")
+        self._page_head = SETTLE_AND_ADMIT.head(self._learned, self.names, texts=2)
+        self._ended = struct.Struct(f"<{5 + eras}d")
+        self._settled: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
         self._heard = numbers((*policies, *_gates(route.strikes[: route.heard]), len(seats)))
         self._heard_of_ban = numbers((*policies, *_gates(route.strikes), len(seats)))
 
@@ -124,36 +160,44 @@ class Wire:
         assert route is not None
         return route
 
-    def admit(self, request: Request, when: bytes, actor: bytes) -> bytes:
+    def admit(self, request: Request, by: Asker) -> bytes:
         """May a call start?"""
-        id_, ticket, figures = request.id.encode(), self.ticket_of(request), self.asks(request)
-        return b"%b$%d\r\n%b\r\n%b$%d\r\n%b%b\r\n$%d\r\n%b\r\n" % (
-            *(self._asked_head, len(ticket), ticket, actor),
-            *(len(when) + len(figures), when, figures, len(id_), id_),
-        )
+        id_ = request.id.encode()
+        kind = by, request.patience_us, request.live, request.ledger, request.weight, len(id_)
+        if request.ticket is None and (asked := self._asked.get(kind)):
+            return b"%b%b%b%b\r\n" % (asked.head, id_, asked.middle, id_)
+        asked, ticket = self.asks(request, by), request.ticket.encode() if request.ticket else id_
+        return b"%b%b%b%b\r\n" % (asked.head, ticket, asked.middle, id_)
 
-    def settle(self, report: Report, when: bytes, actor: bytes) -> bytes:
+    def settle(self, report: Report, by: Asker) -> bytes:
         """How a call ended."""
-        names, figures = self._says(report)
+        id_, ended = report.grant.request.id.encode(), self._end(report)
+        kind = by, len(id_)
+        plain = report.kind is _SUCCESS and not report.told and not self._learning and by.now_us is None
+        if plain and (around := self._settled.get(kind)):
+            return b"%b%b%b%b\r\n" % (around[0], ended, around[1], id_)
+        names, rest = self._says(report, by)
         head = self._learned_head if names is self._learned else SETTLE.head(names, texts=1)
-        id_ = report.grant.request.id.encode()
-        return b"%b%b$%d\r\n%b%b\r\n$%d\r\n%b\r\n" % (
-            *(head, actor, len(when) + len(figures), when, figures, len(id_), id_),
-        )
+        when = by.when()
+        before = b"%b%b$%d\r\n%b" % (head, by.name, len(when) + len(ended) + len(rest), when)
+        after = b"%b\r\n$%d\r\n" % (rest, len(id_))
+        if plain:
+            _keep(self._settled, kind, (before, after))
+        return b"%b%b%b%b\r\n" % (before, ended, after, id_)
 
-    def settle_and_admit(
-        self, report: Report, after: "Wire", request: Request, when: bytes, actor: bytes
-    ) -> bytes:
-        """How a call ended; and may the next one start, which passes `after`?"""
-        names, said = self._says(report)
+    def settle_and_admit(self, report: Report, request: Request, by: Asker) -> bytes:
+        """How a call ended; and may the next one start, whose route may be another?"""
+        names, rest = self._says(report, by)
+        after = request.route.wire
         if names is self._learned and after is self:
             head = self._page_head
         else:
-            head = SETTLE_AND_ADMIT.head(names, after.asked, texts=2)
-        figures = when + said + after.asks(request)
-        ticket, id_, next_id = after.ticket_of(request), report.grant.request.id.encode(), request.id.encode()
+            head = SETTLE_AND_ADMIT.head(names, after.names, texts=2)
+        figures = b"%b%b%b%b" % (by.when(), self._end(report), rest, after.asks(request, by).figures)
+        id_, next_id = report.grant.request.id.encode(), request.id.encode()
+        ticket = after.ticket + (request.ticket.encode() if request.ticket else next_id)
         return b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-            *(head, len(ticket), ticket, actor, len(figures), figures),
+            *(head, len(ticket), ticket, by.name, len(figures), figures),
             *(len(id_), id_, len(next_id), next_id),
         )
 
@@ -167,68 +211,93 @@ class Wire:
         """What `admit` said of a call that may start."""
         found = self._granted.unpack(packed)
         costs_at, periods_at, slots_at = self._parts
-        slots = found[slots_at:]
+        slots = iter(found[slots_at:])
         return Grant(
             request,
             found[0],
             found[1:costs_at],
             self._no_permits if permits is None else tuple(map(bool, permits)),
-            tuple(zip(slots[::2], slots[1::2], strict=True)),
+            tuple(zip(slots, slots)),  # noqa: B905 - each takes what follows
             found[costs_at:periods_at],
             found[periods_at:slots_at],
             changes,
         )
 
-    def ticket_of(self, request: Request) -> bytes:
-        """The key of its ticket."""
-        return self._ticket + (request.ticket or request.id).encode()
-
-    def asks(self, request: Request) -> bytes:
-        """The numbers of a call that wants to start."""
-        flags = (request.ticket is not None) + 2 * request.live + 4 * request.ledger + self._recalls
-        rates = self._rates.get(request.weight) or self._rates_of(request.weight)
-        windows = self._windows_of(request.weight) if self._has_windows else _NO_WINDOWS
-        return b"%b%b%b%b" % (_ASKED.pack(request.patience_us, flags), self._terms, windows, rates)
+    def asks(self, request: Request, by: Asker) -> Asked:
+        """What a call that wants to start is asked with, but for its id and ticket."""
+        id_, ticketed = request.id.encode(), request.ticket is not None
+        kind = by, request.patience_us, request.live, request.ledger, request.weight, len(id_)
+        if not ticketed and (asked := self._asked.get(kind)):
+            return asked
+        weight, when = request.weight, by.when()
+        flags = ticketed + 2 * request.live + 4 * request.ledger + 8 * by.recalls
+        windows = self._windows_of(weight, by.about_us()) if self._has_windows else _NO_WINDOWS
+        rates = self._rates.get(weight) or self._rates_of(weight)
+        figures = b"%b%b%b%b" % (_ASKED.pack(request.patience_us, flags), self._terms, windows, rates)
+        ticket = request.ticket.encode() if request.ticket else id_
+        asked = Asked(
+            b"%b$%d\r\n%b" % (self._asked_head, len(self.ticket) + len(ticket), self.ticket),
+            b"\r\n%b$%d\r\n%b%b\r\n$%d\r\n" % (by.name, len(when) + len(figures), when, figures, len(id_)),
+            figures,
+        )
+        if not ticketed and not self._has_windows and by.now_us is None:  # windows end, and time goes on
+            _keep(self._asked, kind, asked)
+        return asked
 
     def _rates_of(self, weight: float) -> bytes:
-        if len(self._rates) >= _WEIGHTS_KEPT:
-            self._rates.clear()
         route, rates = self.route, self.route.rates
         packed = numbers((len(rates), *flat(*(_bucket(route, spec, weight) for spec in rates))))
-        self._rates[weight] = packed
+        _keep(self._rates, weight, packed)
         return packed
 
-    def _windows_of(self, weight: float) -> bytes:
-        windows, cost, about_us = self.route.windows, math.ceil(weight), self._about_us()
+    def _windows_of(self, weight: float, about_us: int) -> bytes:
+        windows, cost = self.route.windows, math.ceil(weight)
         return numbers((len(windows), *flat(*(window_terms(spec, cost, about_us) for spec in windows))))
 
-    def _says(self, report: Report) -> tuple[Names, bytes]:
-        """The names and numbers of a call's end."""
-        kind, told = report.kind, report.told
-        retry_after_us = -1 if report.retry_after_us is None else report.retry_after_us
-        ended = self._ended.pack(
-            0 if kind is _SUCCESS else KINDS[kind],
-            report.grant.started_us,
-            retry_after_us,
-            report.latency_us,
-            self._circuits,
-            *_marks(report),
-        )
-        names, heard, specs = self._learned, self._heard, self._learning
+    def _says(self, report: Report, by: Asker) -> tuple[Names, bytes]:
+        """The names of a call's end, and its numbers after those of `_end`."""
+        kind, told, names, heard, specs = report.kind, report.told, self._learned, self._heard, self._learning
         if kind is _THROTTLED:
             names, specs = self._learned_of_429, list(self.route.rates)
         elif kind is _BANNED:
             names, heard, specs = self._learned_of_ban, self._heard_of_ban, list(self.route.rates)
         if not told and not specs:
-            return names, b"%b%b%b" % (ended, heard, _NOTHING_LEARNED)
+            return names, heard + _NOTHING_LEARNED
         route = self.route
         paces = numbers((len(specs), *_paces(route, specs, told)))
         if not told:
-            return names, b"%b%b%b%b" % (ended, heard, paces, _NOTHING_TOLD)
-        listed, said = _told(route, told, self._about_us())
+            return names, b"%b%b%b" % (heard, paces, _NOTHING_TOLD)
+        listed, said = _told(route, told, by.about_us())
         more = Names.of(listed)
         both = Names(names.number + more.number, names.packed + more.packed)
-        return both, b"%b%b%b%b" % (ended, heard, paces, said)
+        return both, b"%b%b%b" % (heard, paces, said)
+
+    def _end(self, report: Report) -> bytes:
+        """The first numbers of a call's end."""
+        kind, grant = report.kind, report.grant
+        marks = []  # era, slowness and permit of each circuit (learn.lua)
+        for spec, era, permit in zip(grant.request.route.circuits, grant.eras, grant.permits, strict=True):
+            mark = 16 * era + 16 + permit
+            if 0 < spec.slow_us < report.latency_us:
+                mark += 2
+            if kind is not _SUCCESS:
+                mark += _told_to(spec, report)
+            marks.append(mark)
+        return self._ended.pack(
+            0 if kind is _SUCCESS else KINDS[kind],
+            grant.started_us,
+            -1 if report.retry_after_us is None else report.retry_after_us,
+            report.latency_us,
+            self._circuits,
+            *marks,
+        )
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    """Remember it, and not too much."""
+    if len(kept) >= _KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 def _since_ttl(route: Route) -> int:
@@ -299,19 +368,6 @@ def move_keys(spec: CircuitSpec) -> tuple[str, str, str]:
 def ttl_ms(window_us: int) -> int:
     """How long a limit is kept if nobody asks."""
     return max(DAY_MS, math.ceil(window_us / 1000))
-
-
-def _marks(report: Report) -> list[int]:
-    """Era, slowness and permit of each circuit (learn.lua)."""
-    grant, marks = report.grant, []
-    for spec, era, permit in zip(grant.request.route.circuits, grant.eras, grant.permits, strict=True):
-        mark = 16 * era + 16 + permit
-        if is_slow(spec, report):
-            mark += 2
-        if report.kind is not _SUCCESS:
-            mark += _told_to(spec, report)
-        marks.append(mark)
-    return marks
 
 
 def _told_to(spec: CircuitSpec, report: Report) -> int:

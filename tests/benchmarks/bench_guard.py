@@ -88,9 +88,9 @@ class Recorded(RedisStore):
         super().__init__(url)
         self.sent = []
 
-    def _ask(self, connection, command):
+    def _run(self, script, command):
         self.sent.append(command)
-        return super()._ask(connection, command)
+        return super()._run(script, command)
 
 
 def commands_of(url):

@@ -187,7 +187,9 @@ guard, ask = guard_and_ask(sys.argv[1])
 every_question(guard, ask)
 child = os.fork()
 for _ in range(200):
-    assert isinstance(guard.admit(ask), Go | Wait)
+    verdict = guard.admit(ask)
+    assert isinstance(verdict, Go | Wait)
+    os.write(1, (verdict.lease.id if isinstance(verdict, Go) else verdict.ticket).encode() + b"\\n")
 if child:
     assert os.waitpid(child, 0)[1] == 0
 else:
@@ -196,7 +198,7 @@ else:
 
 
 def test_forks_do_not_share_a_connection(each_redis_url):
-    """Parent and child ask at the same time, each on its own."""
+    """Parent and child ask at the same time, each on its own, and no call of one has the id of another's."""
     done = subprocess.run(
         [sys.executable, "-c", FORKED, each_redis_url],
         capture_output=True,
@@ -205,6 +207,7 @@ def test_forks_do_not_share_a_connection(each_redis_url):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == 400
 
 
 def test_a_registry_reads_and_resets_in_one_message(each_redis_url):
@@ -261,9 +264,15 @@ def run_every_script(store):
 def test_one_slot_for_each_script(each_redis_url):
     """All keys of a script, whichever it is, have the hash tag of its API, so a cluster can run it."""
     store, sent = RedisStore(each_redis_url), hiredis.Reader()
-    ask, ask_all = store._ask, store._ask_all
-    store._ask = lambda connection, command: sent.feed(command) or ask(connection, command)
-    store._ask_all = lambda connection, several: sent.feed(b"".join(several)) or ask_all(connection, several)
+    opened = store._open
+
+    def overheard():
+        line = opened()
+        ask = line.ask
+        line.ask = lambda command: sent.feed(command) or ask(command)
+        return line
+
+    store._open = overheard
     run_every_script(store)
     store.close()
     slots = {}
