@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resilience import guard
 from resilience.errors import StoreUnavailableError
-from resilience.guard import Ask, CallResult, CircuitView, Guard, Lease, Transition, Verdict
+from resilience.guard import Ask, CallResult, CircuitView, Go, Guard, Lease, Transition, Verdict
 from resilience.store import Answer, Grant, Ledger, Request, Settled, Store
 
 if TYPE_CHECKING:
@@ -30,14 +30,20 @@ class AsyncGuard:
         """See `Guard.admit`."""
         request = self._guard._request(ask, ticket, patience_s)
         try:
-            return await self._verdict(ask, request, await self.store.admit(request))
+            answer = await self.store.admit(request)
+            if isinstance(answer, Grant) and not answer.changes:  # as nearly always
+                return Go(Lease(ask, answer))
+            return await self._verdict(ask, request, answer)
         except asyncio.CancelledError:
             await self._give_back(request)
             raise
 
     async def settle(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
         """See `Guard.settle`."""
-        return await self._heard(lease, result, await self.store.settle(guard._report(lease, result)))
+        settled = await self.store.settle(guard._report(lease, result))
+        if settled.bans:
+            return await self._heard(lease, result, settled)
+        return self._guard._heard(lease, result, settled)
 
     async def settle_quietly(self, lease: Lease, result: CallResult) -> tuple[Transition, ...]:
         """See `Guard.settle_quietly`."""

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import time
+from contextvars import ContextVar
 from datetime import timedelta
 
 import pytest
@@ -95,6 +96,24 @@ def test_all_tasks_share_a_connection(each_redis_url):
     meanwhile, ids = asked.run(main)
     store.close()
     assert (meanwhile, len(ids)) == (2, 100)  # the blocking store has one of its own
+
+
+def test_a_task_stays_in_its_context(asked):
+    """Whoever wakes it, and whether it asks alone or beside others."""
+    name = ContextVar("name")
+
+    async def named(own):
+        name.set(own)
+        for _ in range(20):
+            await asked.guard_async.admit(asked.ask)
+            assert name.get() == own
+
+    async def main():
+        await named("alone")
+        await asyncio.gather(*(named(number) for number in range(5)))
+        return name.get()
+
+    assert asked.run(main) == "alone"
 
 
 def test_scripts_forgotten(asked, each_redis_url):
@@ -236,6 +255,27 @@ def test_cancelled_while_it_asks(either):
         return await either.guard_async.admit(either.alone)
 
     assert isinstance(either.run(main), Go)
+
+
+def test_cancelled_before_redis_replies(asked, each_redis_url):
+    """It does not wait for the reply, which is nobody's when it comes: the next question gets its own."""
+
+    async def main():
+        await asked.every_question()
+        request = asked.guard._request(asked.ask, None)
+        with redis.Redis.from_url(each_redis_url) as client:
+            client.client_pause(400)
+        asking = asyncio.create_task(asked.guard_async.store.admit(request))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        left_after_s = time.monotonic() - began
+        await asked.every_question()
+        return left_after_s
+
+    assert asked.run(main) < 0.3
 
 
 def test_cancelled_between_pages(either):
