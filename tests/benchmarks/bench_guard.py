@@ -1,6 +1,8 @@
 """P1 to P4: what the guard costs a call, against pybreaker and `limits` as people combine them."""
 
 import asyncio
+import importlib
+import importlib.util
 import tempfile
 import threading
 import time
@@ -58,8 +60,8 @@ def each_us(action):
 class Awaited:
     """The same call, awaited in a loop of its own: one after the other, or by tasks that ask at once."""
 
-    def __init__(self, guarded):
-        self.ask, self.loop = guarded.ask, asyncio.new_event_loop()
+    def __init__(self, guarded, loops=asyncio):
+        self.ask, self.loop = guarded.ask, loops.new_event_loop()
         self.guard = AsyncGuard(guarded.guard.store)
 
     async def calls(self, number):
@@ -183,11 +185,18 @@ def calls(url, rounds):
         "simple": lambda: simple.call(int),
         "memory": own.call,
     }
-    awaited = Awaited(shared)
+    loops = {"awaited": "asyncio", "uvloop": "uvloop"}
+    waiting = {
+        name: Awaited(shared, importlib.import_module(each))
+        for name, each in loops.items()
+        if importlib.util.find_spec(each)
+    }
     timed = {name: lambda do=do: each_us(do) for name, do in actions.items()}
-    timed |= {"call": call_us, "awaited": awaited.each_us, "tasks": lambda: awaited.each_us(tasks=10)}
+    timed |= {"call": call_us, "tasks": lambda: waiting["awaited"].each_us(tasks=10)}
+    timed |= {name: each.each_us for name, each in waiting.items()}
     us = interleaved(timed, rounds)
-    awaited.close()
+    for each in waiting.values():
+        each.close()
     store.close()
     client.close()
     peer = "limits + pybreaker, Redis"
@@ -195,7 +204,11 @@ def calls(url, rounds):
         Result("P1", "guarded call, Redis", us["call"], us["peer"], peer, "µs", at_most=0.5),
         Result("P1", "of it, the server's own time", served, us["call"], "the whole call", "µs"),
         Result("P2", "guarded page, Redis", us["page"], us["peer"], peer, "µs", at_most=0.35),
-        Result("P1", "the same, awaited", us["awaited"], us["call"], "blocking", "µs", at_most=1.3),
+        *(
+            Result("P1", what, us[name], us["call"], "blocking", "µs", at_most=1.3)
+            for name, what in {"awaited": "the same, awaited", "uvloop": "the same, awaited, uvloop"}.items()
+            if name in us
+        ),
         Result("P1", "the same, 10 tasks at once", us["tasks"], us["call"], "blocking", "µs"),
         Result(
             "P3",
