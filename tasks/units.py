@@ -271,8 +271,9 @@ class UnitTask(Task):  # type: ignore[misc]
         Celery's own frame holds the error, which holds the frame: half a megabyte with the copy of its code
         that goes with it, and the garbage collector would come by only after dozens of these.
         """
-        error = sys.exception()
-        while error is not None:
+        error, seen = sys.exception(), set[int]()
+        while error is not None and id(error) not in seen:  # an error may be its own cause
+            seen.add(id(error))
             error.__traceback__ = None
             error = error.__cause__ or error.__context__
 
