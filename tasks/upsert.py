@@ -1,4 +1,4 @@
-"""Writing many rows at once: one statement, values converted column by column.
+"""Writing many rows at once: few statements, values converted column by column.
 
 SQLite gets statements of up to 32 rows each: at every execution the driver lets other threads run, several
 times, and to come back costs more than the row. PostgreSQL gets one array for each column, which the server
