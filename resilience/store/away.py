@@ -232,7 +232,7 @@ class SharingStore:
         except PenstockError as unknown:
             raise StoreUnavailableError("nobody knows how many share the limits", cause=unknown) from error
         log.warning("%s; until it does, this process keeps to a share of 1/%d of the limits", error, count)
-        share = _Share(count, self._now_us, self._recall, dict(self._stretched))
+        share = _Share(count, self._now_us, self._recall, dict(self._stretched), self._clock() + RETRY_S)
         now, shut = self._now_us(), self._shut.items()
         gates = [Closed(api, sharer, until - now) for (api, sharer), until in shut if until > now]
         share.store.repay((), 0, gates)
@@ -255,7 +255,8 @@ class SharingStore:
             else:
                 self.shared.limits(())
         except StoreUnavailableError:
-            share.begun = True
+            # A thread may have asked before another found the store away, and fail only now.
+            share.begun = share.begun or self._clock() >= share.begins_at
             raise
         with self._lock:
             if self._local is share:
@@ -300,9 +301,10 @@ class _Share:
         now_us: Callable[[], int],
         recall: Recall | None,
         stretched: Mapping[RateSpec, float],
+        begins_at: float,
     ) -> None:
         self.store = MemoryStore(recall=recall, now_us=now_us)
-        self.begun = False
+        self.begins_at, self.begun = begins_at, False
         self._count, self._stretched = count, stretched
         self._routes: dict[Route, _ShareOfRoute | None] = {}
         self._parts: dict[LimitSpec, LimitSpec | None] = {}

@@ -9,6 +9,7 @@ cancelled too, and then what has changed; 410 means that the token for that is n
 from typing import Any
 
 from tasks.collectors import Api, GoogleUser, Limit, Rule, Sync, Token, Unit, day, iso
+from tasks.collectors.rules import GOOGLE_QUOTAS
 from tasks.data import calendar_events
 
 calendar = Api(
@@ -17,8 +18,7 @@ calendar = Api(
     auth=GoogleUser("GOOGLE_USER_TOKEN"),
     limits=[Limit("600/1m", per="account", reserve=0.3), Limit("10000/1m", per="api", reserve=0.3)],
     rules=[
-        Rule("rate_limited", status=(403, 429), body='"(userR|r)ateLimitExceeded"', retry_after="30s"),
-        Rule("rate_limited", status=(403, 429), body='"(dailyLimit|quota)Exceeded"', retry_after="1h"),
+        *GOOGLE_QUOTAS,
         Rule("resync", status=410),
     ],
 )

@@ -10,6 +10,7 @@ longer goes back that far, it is a 404.
 from typing import Any
 
 from tasks.collectors import Api, Detail, GoogleUser, Limit, Rule, Sync, Token, Unit, ms
+from tasks.collectors.rules import GOOGLE_QUOTAS
 from tasks.data import gmail_messages
 
 gmail = Api(
@@ -18,8 +19,7 @@ gmail = Api(
     auth=GoogleUser("GOOGLE_USER_TOKEN"),
     limits=[Limit("6000/1m", per="account", reserve=0.3), Limit("1200000/1m", per="api", reserve=0.3)],
     rules=[
-        Rule("rate_limited", status=(403, 429), body='"(userR|r)ateLimitExceeded"', retry_after="30s"),
-        Rule("rate_limited", status=(403, 429), body='"(dailyLimit|quota)Exceeded"', retry_after="1h"),
+        *GOOGLE_QUOTAS,
         Rule("resync", status=404),
     ],
 )

@@ -127,6 +127,13 @@ _BUILT_IN = (
 )
 
 
+# What Google's APIs say over a limit, without a time to wait: of a minute, of a day.
+GOOGLE_QUOTAS = (
+    Rule("rate_limited", status=(403, 429), body='"(userR|r)ateLimitExceeded"', retry_after="30s"),
+    Rule("rate_limited", status=(403, 429), body='"(dailyLimit|quota)Exceeded"', retry_after="1h"),
+)
+
+
 def classify(api: str, rules: Iterable[Rule], answer: Answer) -> PenstockError | None:
     """The error that an answer is, None for a good one and for one that asks to begin again."""
     rule = first_of(rules, answer)

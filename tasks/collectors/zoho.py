@@ -13,10 +13,8 @@ from resilience.errors import BadPayloadError, ServerError
 from resilience.headers import ZOHO_CREDITS
 from tasks.collectors import Api, Cursor, Fetched, Limit, OAuth2, Rule, Tier, Token, Unit, iso
 from tasks.collectors.values import Checkpoint
-from tasks.collectors.zoho_sdk import by_sdk
+from tasks.collectors.zoho_sdk import FIELDS, by_sdk
 from tasks.data import zoho_accounts
-
-FIELDS = "Account_Name,Owner,Industry,Phone,Website,Created_Time,Modified_Time"
 
 zoho = Api(
     "zoho",
@@ -39,7 +37,7 @@ zoho = Api(
 
 def by_mcp(unit: Unit, checkpoint: Checkpoint, session: Any) -> Fetched:
     """Call the server's tool, which takes no time of change: newest first, as far back as the unit goes."""
-    arguments = {"module": "Accounts", "fields": FIELDS, "per_page": 200} | checkpoint
+    arguments = {"module": "Accounts", "fields": ",".join(FIELDS), "per_page": 200} | checkpoint
     arguments |= {"sort_by": "Modified_Time", "sort_order": "desc"}
     call = {"name": "getRecords", "arguments": arguments}
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
@@ -63,7 +61,7 @@ def by_mcp(unit: Unit, checkpoint: Checkpoint, session: Any) -> Fetched:
         Tier("sdk", by_sdk, needs="zohocrmsdk"),
         Tier("rest"),
     ],
-    params={"fields": FIELDS, "sort_by": "id", "sort_order": "asc"},
+    params={"fields": ",".join(FIELDS), "sort_by": "id", "sort_order": "asc"},
     page=Token(param="page_token", at="info.next_page_token", size_param="per_page", size=200),
     rows="data",
     cursor=Cursor("modified_at", lag="10m", header="If-Modified-Since", unit="offset"),

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import kombu.pools
@@ -477,3 +478,37 @@ def scripted():
     made.server.shutdown()
     made.server.server_close()
     thread.join()
+
+
+# Which store the guard asks, and how.
+_STORES = ["memory", *sorted(SERVERS, reverse=True)]
+WAYS = [*_STORES, *(f"{store}, async" for store in _STORES)]
+
+
+@pytest.fixture(params=WAYS)
+def world(request, private_redis):
+    """Nobody was running before: buckets are full."""
+    world = _blank(request, private_redis)
+    world.store.mark_fresh(["binance"])
+    yield world
+    world.close()
+
+
+@pytest.fixture(params=WAYS)
+def lost_world(request, private_redis):
+    """The store was found empty, and nobody knows why."""
+    world = _blank(request, private_redis)
+    yield world
+    world.close()
+
+
+def _blank(request, private_redis):
+    from resilience.guard import Guard
+    from resilience.store.memory import MemoryStore
+    from resilience.store.redis import RedisStore
+
+    from .world import Awaited, World
+
+    store, _, way = request.param.partition(", ")
+    make_store = MemoryStore if store == "memory" else partial(RedisStore, private_redis(store))
+    return World(make_store, Awaited if way else Guard)

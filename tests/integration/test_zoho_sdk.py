@@ -28,6 +28,7 @@ from tasks import scratch
 from tasks.calls import Calls, Snooze
 from tasks.collectors.registry import endpoint_of
 from tasks.collectors.values import Unit
+from tasks.data import zoho_accounts
 from tasks.limits import ask_for, circuit_of
 from tasks.models import records
 from tasks.seal import new_key
@@ -65,9 +66,9 @@ def installed(monkeypatch, missing_server):
 def at(fleet, monkeypatch, tmp_path):
     """Have Zoho called at an address; whatever is written to the working directory is found out."""
 
-    def configure(url, token_url):
+    def configure(url, token_url, collector=f"{MODULE}:zoho"):
         table = {"base_url": f"{url}/crm/v8", "token_url": token_url}
-        fleet.configure({"zoho": table}, PENSTOCK_COLLECTORS=f"{MODULE}:zoho", **SECRETS)
+        fleet.configure({"zoho": table}, PENSTOCK_COLLECTORS=collector, **SECRETS)
         connect(fleet.inbox.app)
 
     (tmp_path / "here").mkdir()
@@ -103,8 +104,8 @@ def collect(fleet, endpoint="alone"):
     return fleet.unit(run)
 
 
-def rows(fleet):
-    return sorted((row["data"] for row in fleet.installation.rows(records)), key=lambda row: row["id"])
+def rows(fleet, table=records):
+    return sorted((row["data"] for row in fleet.installation.rows(table)), key=lambda row: row["id"])
 
 
 class Count:
@@ -408,20 +409,22 @@ def test_its_files_may_vanish(fleet, fake):
     assert len(page().rows) == 200
 
 
-def test_tiers(fleet, fake):
-    """The SDK serves; where it fails, REST does, from the first page on, in the same delivery."""
-    row = collect(fleet, "tiered")
+def test_the_shipped_collector_goes_by_it(fleet, at, fake):
+    """Where there is no MCP server it is the first tier."""
+    at(fake.base("zoho"), f"{fake.base('zoho')}/oauth/v2/token", "zoho")
+    row = collect(fleet, "accounts")
     assert (row["outcome"], row["tier"], row["records"]) == ("stored", "sdk", zoho.ACCOUNTS)
-    assert rows(fleet) == zoho.accounts()
+    assert rows(fleet, zoho_accounts) == zoho.accounts()
 
 
-def test_below_it_is_rest(fleet, script):
-    """A body that the SDK cannot read is a failure of its tier."""
+def test_below_it_is_rest(fleet, at, script, upstream):
+    """A body that the SDK cannot read is a failure of its tier: REST serves, in the same delivery."""
     good = json.dumps({"data": [zoho.account(1)], "info": {"next_page_token": None}}).encode()
-    script((200, JSON, b'{"data": 3}'), (200, JSON, good))
-    row = collect(fleet, "tiered")
+    server = script((200, JSON, b'{"data": 3}'), (200, JSON, good))
+    at(server.url, f"{upstream.base('zoho')}/oauth/v2/token", "zoho")
+    row = collect(fleet, "accounts")
     assert (row["outcome"], row["tier"], row["calls"]) == ("stored", "rest", 3)
-    assert rows(fleet) == [zoho.account(1)]
+    assert rows(fleet, zoho_accounts) == [zoho.account(1)]
 
 
 def test_what_a_worker_raises_passes(installed):
@@ -443,11 +446,13 @@ def test_without_the_sdk(fleet, at, upstream, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "zohocrmsdk"]:
         monkeypatch.delitem(sys.modules, name)
     zoho_sdk._imported.cache_clear()
-    at(upstream.base("zoho"), f"{upstream.base('zoho')}/oauth/v2/token")
-    tiers = {each.name: each.missing(str) for each in endpoint_of("zoho.tiered").tiers}
-    assert tiers == {"sdk": "zohocrmsdk is not installed", "rest": None}
-    row = collect(fleet, "tiered")
+    token_url = f"{upstream.base('zoho')}/oauth/v2/token"
+    at(upstream.base("zoho"), token_url, "zoho")
+    _, sdk, rest = endpoint_of("zoho.accounts").tiers
+    assert (sdk.missing(str), rest.missing(str)) == ("zohocrmsdk is not installed", None)
+    row = collect(fleet, "accounts")
     assert (row["outcome"], row["tier"]) == ("stored", "rest")
+    at(upstream.base("zoho"), token_url)
     with pytest.raises(ConfigurationError, match=r"pip install 'penstock\[zoho\]'"):
         page()
     zoho_sdk._imported.cache_clear()

@@ -108,6 +108,17 @@ def test_the_share_is_used():
     assert len(fleet.started) > 850
 
 
+def test_a_failure_of_the_same_moment_begins_no_share():
+    """A thread that asks for the way back while another has only just found the store away."""
+    fleet = Fleet("100/1s", 4)
+    fleet.flaky.away = True
+    fleet.guards[0].admit(fleet.ask)
+    with pytest.raises(StoreUnavailableError):
+        fleet.guards[0].store._come_back()
+    fleet.now_us += 1_000_000
+    assert fleet.guards[0].admit(fleet.ask).reason == "store"
+
+
 def test_all_of_it_after_the_return():
     """A while of nothing, then the whole limit again."""
     fleet, luck = Fleet("100/1s", 4), random.Random(1)

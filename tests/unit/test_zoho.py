@@ -7,13 +7,14 @@ import pytest
 
 from resilience.errors import BadPayloadError, RateLimitError, ServerError
 from tasks.collectors import Answer, Unit
-from tasks.collectors.zoho import FIELDS, by_mcp, zoho
+from tasks.collectors.zoho import by_mcp, zoho
 from tasks.data import zoho_accounts
 from tests.unit.bodies import BODIES
 
 ACCOUNTS = zoho.endpoints["accounts"]
 SINCE = datetime(2026, 1, 2, tzinfo=UTC)
 BODY = BODIES["zoho.accounts"].value
+FIELDS = "Account_Name,Owner,Industry,Phone,Website,Created_Time,Modified_Time"
 
 
 def unit(start=None) -> Unit:
