@@ -58,7 +58,7 @@ def left_behind(fleet):
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        state, _ = fleet.inbox.run(message)
+        state = fleet.inbox.run(message)[0]  # what comes with it would keep all of it alive
         gc.collect()
         return state, gc.garbage[:]
     finally:
