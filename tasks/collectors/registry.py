@@ -1,9 +1,10 @@
 """Which collectors there are: the shipped ones, installed ones, and the user's own by `module:attribute`."""
 
 import functools
-import importlib
+import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -133,8 +134,10 @@ def _import(name: str, known: Mapping[str, str]) -> Api:
     module, _, attribute = target.partition(":")
     try:
         api = functools.reduce(getattr, attribute.split("."), _module(module))
-    except ConfigurationError:
-        raise
+    except ConfigurationError as error:
+        if (place := _line_of(module, error)) is None:
+            raise
+        raise ConfigurationError(f"{place}: {error}") from error
     except Exception as error:
         source = "" if name == target else f" from {target}"
         raise ConfigurationError(
@@ -149,6 +152,14 @@ def _import(name: str, known: Mapping[str, str]) -> Api:
     if not isinstance(api, Api):
         raise ConfigurationError(f"{target} is a {type(api).__name__}, and no Api")
     return api
+
+
+def _line_of(module: str, error: ConfigurationError) -> str | None:
+    """File and line of a module that an error came through; None where it came from elsewhere."""
+    spec = importlib.util.find_spec(module)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if spec is not None and frame.filename == spec.origin]
+    return f"{spec.origin}:{lines[-1]}" if spec is not None and lines else None
 
 
 def _module(name: str) -> Any:

@@ -59,10 +59,10 @@ def test_one_of_your_own(beside):
         ("no_such_module:shop", "ModuleNotFoundError"),
         ("my_broken:shop", "AttributeError"),
         ("my_broken:other", "int, and no Api"),
-        ("my_pathless:shop", "^shop: the path of an endpoint is missing"),
-        ("my_nameless:shop", "^a collector has no name"),
+        ("my_pathless:shop", r"^\S+/my_pathless\.py:\d+: shop: the path of an endpoint is missing"),
+        ("my_nameless:shop", r"^\S+/my_nameless\.py:\d+: a collector has no name"),
         ("my_broken:none", "^collector 'my_broken:none' cannot be loaded: AttributeError: module"),
-        ("my_wrong:shop", r"shop\.orders: key is missing"),
+        ("my_wrong:shop", r"^\S+/my_wrong\.py:\d+: shop\.orders: key is missing"),
         ("my_syntax:shop", "SyntaxError"),
     ],
 )

@@ -120,3 +120,22 @@ def test_a_whole_collector_is_what_has_symbols():
     assert [each.full_name for each in find(found, "asana")] == ["asana.tasks"]
     assert [each.full_name for each in find(found, "asana.projects")] == ["asana.projects"]
     assert len(find(load(["asana"], {}), "asana")) == 2
+
+
+def test_a_mistake_in_a_declaration_says_where(tmp_path, monkeypatch):
+    """The file and its line, the endpoint, the word, and what may stand there."""
+    wrong = tmp_path / "a_wrong_shop.py"
+    wrong.write_text(
+        "from tasks.collectors import Api, Limit\n"
+        "shop = Api('shop', 'https://shop.example', limits=[Limit('10/1s')])\n"
+        "@shop.endpoint('/orders', symbols=['a'], key='id', every='soon')\n"
+        "def orders(row, unit):\n"
+        "    return row\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        load(["a_wrong_shop:shop"], {})
+    assert str(caught.value) == (
+        f"{wrong}:3: shop.orders: every is 'soon'; "
+        "write a length of time such as '30s', '1m', '2h', '7d' or '1w'"
+    )
